@@ -1,0 +1,5 @@
+"""`python -m service` is `loradock`."""
+
+from service.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""What runs the base and its adapters."""

@@ -1,0 +1,1 @@
+"""Unsloth's output to complete Hugging Face directories."""
