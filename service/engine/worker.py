@@ -1,0 +1,46 @@
+"""What the service asks of vLLM's workers: methods added to every worker, called by `collective_rpc`.
+
+They hold for both model runners and touch nothing but the LoRA manager. Names carry our prefix, since they are
+mixed into vLLM's own class.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class WorkerExtension:
+    """Mixed into the worker by `--worker-extension-cls`."""
+
+    model_runner: Any
+
+    def loradock_guards(self) -> dict[str, bool]:
+        """Which guards of `service.engine.plugin` are in force in this worker; the service won't start without."""
+        config = self.model_runner.kv_cache_config
+        manager = self.model_runner.lora_manager._adapter_manager  # noqa: SLF001
+        wrappers = manager.punica_wrapper_mapping.values()
+        on_cpu = self.model_runner.device.type == "cpu"
+        return {
+            "blocks_are_zeroed": bool(config.needs_kv_cache_zeroing),
+            "rows_are_grouped": not on_cpu or all(hasattr(wrapper, "ranks") for wrapper in wrappers),
+        }
+
+    def loradock_resident(self) -> dict[int, str]:
+        """Adapter id → "gpu" (in a slot) or "cpu" (in memory)."""
+        manager = self.model_runner.lora_manager._adapter_manager  # noqa: SLF001
+        slots = set(manager.lora_index_to_id)
+        return {lora_id: "gpu" if lora_id in slots else "cpu" for lora_id in manager.list_adapters()}
+
+    def loradock_modules(self, lora_id: int) -> int:
+        """How many of the adapter's modules arrived in its slot with any weight that isn't zero.
+
+        A packed layer (qkv_proj, gate_up_proj) counts once for each part, as the adapter's file does.
+        """
+        manager = self.model_runner.lora_manager._adapter_manager  # noqa: SLF001
+        manager.activate_adapter(lora_id)
+        slot = manager.lora_index_to_id.index(lora_id)
+        return sum(
+            bool(a[slot].any() or b[slot].any())
+            for module in manager.modules.values()
+            for a, b in zip(module.lora_a_stacked, module.lora_b_stacked, strict=True)
+        )
