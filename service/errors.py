@@ -4,6 +4,7 @@ LoradockError                      500 internal_error
 ├── ConfigurationError             the service refuses to start, and says why
 ├── InvalidRequest                 400 invalid_request
 │   └── ContextLengthExceeded      400 context_length_exceeded
+├── ResourceNotFound               404 not_found
 ├── ModelNotFound                  404 model_not_found
 ├── AdapterNotFound                404 adapter_not_found
 │   └── VersionNotFound            404 version_not_found
@@ -13,6 +14,7 @@ LoradockError                      500 internal_error
 │   ├── NoCapacity                 409 no_capacity
 │   └── TooLarge                   413 too_large
 ├── QueueFull                      429 queue_full
+├── NotSupported                   501 not_supported
 └── Unavailable                    503 unavailable
     ├── EngineDead                 503 engine_dead
     └── StoreUnavailable           503 store_unavailable
@@ -66,6 +68,13 @@ class ContextLengthExceeded(InvalidRequest):
     """The prompt, with what is to be generated, doesn't fit the model's context."""
 
     code = "context_length_exceeded"
+
+
+class ResourceNotFound(LoradockError):
+    """Something a client refers to by an id the service gave it, such as a stored response, is not there."""
+
+    status = HTTPStatus.NOT_FOUND
+    code = "not_found"
 
 
 class ModelNotFound(LoradockError):
@@ -148,6 +157,13 @@ class QueueFull(LoradockError):
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"The queue is full. Try again in about {retry_after} s.")
         self.retry_after = retry_after
+
+
+class NotSupported(LoradockError):
+    """The base model or the engine can't do what was asked."""
+
+    status = HTTPStatus.NOT_IMPLEMENTED
+    code = "not_supported"
 
 
 class Unavailable(LoradockError):

@@ -82,14 +82,17 @@ def true_rank(lora: Any) -> int:
 def _outlast_signals() -> None:
     if threading.current_thread() is not threading.main_thread():
         return
-    obeyed = signal.getsignal(signal.SIGTERM)
+    end = signal.getsignal(signal.SIGTERM)
+    meant = threading.Event()
 
-    def obey(_number: int, _frame: Any) -> None:
-        signal.signal(signal.SIGTERM, obeyed)
+    def on_term(number: int, frame: Any) -> None:
+        if meant.is_set() and callable(end):
+            end(number, frame)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(OBEY, obey)
+    # A handler, not SIG_IGN: a SIGTERM that arrives right behind OBEY must not be dropped by the kernel.
+    signal.signal(signal.SIGTERM, on_term)
+    signal.signal(OBEY, lambda _number, _frame: meant.set())
 
 
 def _end_with_parent() -> None:
