@@ -67,7 +67,7 @@ HONOURED = {
 """Arguments of vLLM's own front end that its handlers take from us."""
 
 
-def parse(settings: Settings, model: Path, sizing: Sizing, targets: list[str]) -> Namespace:
+def parse(settings: Settings, model: Path, served: str, sizing: Sizing, targets: list[str]) -> Namespace:
     """The arguments of vLLM for this service. Raises ConfigurationError with every argument that can't be had."""
     parser = make_arg_parser(_Parser())
     defaults = vars(parser.parse_args([]))
@@ -76,7 +76,7 @@ def parse(settings: Settings, model: Path, sizing: Sizing, targets: list[str]) -
     if refused := _refused(given, args, settings.token_budget):
         raise ConfigurationError("\n".join(refused))
     args.model = str(model)
-    args.served_model_name = [settings.served_model_name or settings.model]
+    args.served_model_name = [served]
     args.tensor_parallel_size = settings.tensor_parallel_size
     args.dtype = settings.dtype
     args.max_model_len = settings.max_model_len

@@ -141,13 +141,14 @@ class VllmEngine:
 
     operations: Sequence[Operation] = OPERATIONS
 
-    def __init__(self, settings: Settings, model: Path, sizing: Sizing, targets: list[str]) -> None:
-        """Take the base's directory and `targets`, the last names of the modules LoRA may adapt.
+    def __init__(self, settings: Settings, model: Path, served: str, sizing: Sizing, targets: list[str]) -> None:
+        """Take the base's directory, its public name and the last names of the modules LoRA may adapt.
 
         Raises ConfigurationError when an argument can't be had; nothing is started yet.
         """
         arguments.prepare_environment(settings.log_level)
-        self._args = arguments.parse(settings, model, sizing, targets)
+        self._args = arguments.parse(settings, model, served, sizing, targets)
+        self._served = served
         self._budget = settings.token_budget
         self._ids = itertools.count(1)
         self._templates: dict[str, str] = {}
@@ -257,7 +258,7 @@ class VllmEngine:
         await self.check()
         # Never reset: the streams below are read by this task after we returned, in this same context.
         _call.set(call)
-        name = call.adapter.name if call.adapter else self._args.served_model_name[0]
+        name = call.adapter.name if call.adapter else self._served
         body = call.body.model_copy(update={"model": name})
         try:
             result = await self._handlers[operation](body, call.raw)
@@ -283,8 +284,7 @@ class VllmEngine:
         logger = RequestLogger(max_log_len=args.max_log_len) if args.enable_log_requests else None
         template = load_chat_template(args.chat_template)
         template_kwargs = resolve_default_chat_template_kwargs(args)
-        served = [BaseModelPath(name=name, model_path=args.model) for name in args.served_model_name]
-        self._models = Models(llm, served)
+        self._models = Models(llm, [BaseModelPath(name=self._served, model_path=args.model)])
         renderer = Renderer(
             llm.model_config,
             llm.renderer,
