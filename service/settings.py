@@ -15,6 +15,8 @@ from service.errors import ConfigurationError
 PREFIX = "LORADOCK_"
 TOKEN_CEILING = 65528
 """vLLM's LoRA kernels once refused larger batches; kept as the ceiling so that every batch stays comparable."""
+CLIENT_VARIABLES = frozenset({PREFIX + "URL"})
+"""Read by the commands that speak to a running service; `serve` lets them be."""
 
 
 def _below_ceiling(budget: int) -> int:
@@ -101,7 +103,7 @@ class Settings(BaseSettings):
 def _refuse_unknown_variables() -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for variable in sorted(os.environ):
-        if variable.startswith(PREFIX) and variable not in known:
+        if variable.startswith(PREFIX) and variable not in known | CLIENT_VARIABLES:
             nearest = get_close_matches(variable, known, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             raise ConfigurationError(f"{variable} is not a setting of loradock{hint}")

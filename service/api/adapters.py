@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -13,8 +14,10 @@ from starlette.exceptions import HTTPException
 
 from service.api.schemas import AdapterList, AdapterRecord, ProblemDetails, Registration, Rollback, UploadFields
 from service.api.upload import receive
+from service.errors import EngineDead
 
 if TYPE_CHECKING:
+    from service.engine.residency import Residency
     from service.registry.catalog import Catalog, Publication
 
 MULTIPART: Final = "multipart/form-data"
@@ -37,7 +40,7 @@ _REGISTER: Final[dict[str, Any]] = {
 }
 
 
-def router(catalog: Catalog, max_upload_bytes: int) -> APIRouter:
+def router(catalog: Catalog, residency: Residency, max_upload_bytes: int) -> APIRouter:
     """The routes below `/adapters`. `max_upload_bytes` bounds an archive's content; its body is bounded before."""
     routes = APIRouter(prefix="/adapters", tags=["adapters"], responses={"4XX": _PROBLEM, "5XX": _PROBLEM})
 
@@ -62,11 +65,13 @@ def router(catalog: Catalog, max_upload_bytes: int) -> APIRouter:
 
     @routes.get("", summary="Every adapter", responses={200: {"model": AdapterList}})
     async def adapters() -> Response:
-        return JSONResponse({"adapters": await catalog.records()})
+        await _refresh(residency)
+        return JSONResponse({"adapters": catalog.records()})
 
     @routes.get("/{name}", summary="One adapter", responses={200: {"model": AdapterRecord}})
     async def adapter(name: str) -> Response:
-        return JSONResponse(await catalog.record(name))
+        await _refresh(residency)
+        return JSONResponse(catalog.record(name))
 
     @routes.post("/{name}/rollback", summary="Make another version active", responses={200: {"model": AdapterRecord}})
     async def rollback(name: str, target: Annotated[Rollback | None, Body()] = None) -> Response:
@@ -93,6 +98,12 @@ def router(catalog: Catalog, max_upload_bytes: int) -> APIRouter:
     return routes
 
 
+async def _refresh(residency: Residency) -> None:
+    """So that records tell who sits in a slot now; with a dead engine they tell what was last known."""
+    with suppress(EngineDead):
+        await residency.refresh()
+
+
 async def _registration(request: Request, content_type: str) -> Registration:
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
@@ -103,7 +114,7 @@ async def _registration(request: Request, content_type: str) -> Registration:
 
 
 async def _upload(catalog: Catalog, request: Request, content_type: str, max_bytes: int) -> Publication:
-    async with catalog.staging() as scratch:
+    async with catalog.scratch() as scratch:
         fields = await receive(content_type, request.stream(), scratch, max_bytes)
         return await catalog.publish(fields.name, scratch / "files", allow_base_mismatch=fields.allow_base_mismatch)
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 from asgi_correlation_id import CorrelationIdMiddleware
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
@@ -54,9 +54,12 @@ def create_app(parts: Parts, lifespan: Lifespan[FastAPI] | None = None) -> FastA
         version=version("loradock"),
         lifespan=lifespan,
     )
-    app.include_router(openai.router(parts.engine, parts.generation, parts.catalog))
-    app.include_router(adapters.router(parts.catalog, parts.max_upload_bytes))
-    app.include_router(drop_in.router(parts.catalog))
+    started = [Depends(parts.readiness.demand_started)]
+    app.include_router(openai.router(parts.engine, parts.generation, parts.catalog), dependencies=started)
+    app.include_router(
+        adapters.router(parts.catalog, parts.generation.residency, parts.max_upload_bytes), dependencies=started
+    )
+    app.include_router(drop_in.router(parts.catalog), dependencies=started)
     app.include_router(operations.router(parts.engine, parts.telemetry, parts.readiness, parts.version))
     _handle_errors(app, parts.telemetry)
     # The last one added is the first a request passes.

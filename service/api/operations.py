@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from service.errors import LoradockError
+from service.errors import LoradockError, Unavailable
 from service.telemetry import CONTENT_TYPE
 
 if TYPE_CHECKING:
@@ -37,6 +37,12 @@ class Readiness:
         """This one no longer stands in the way."""
         if reason in self._reasons:
             self._reasons.remove(reason)
+
+    async def demand_started(self) -> None:
+        """Raise Unavailable while there is no engine or no registry: until then nobody knows which names exist."""
+        for reason in (STARTING, RESTORING):
+            if reason in self._reasons:
+                raise Unavailable(f"Not yet: {reason}. Try again shortly.")
 
     def drain(self) -> None:
         """Shutting down: what runs may finish, nothing new should come."""

@@ -1,0 +1,86 @@
+"""What commands show to people: problems, and adapters as tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from rich.console import Console
+
+_STATE_STYLES: Final = {"ready": "green", "loading": "yellow", "draining": "yellow", "failed": "red"}
+
+
+def show_problems(console: Console, problems: Iterable[Mapping[str, str]], style: str = "red") -> None:
+    """Each problem, or in another style each warning: its code and place, what is wrong, what to do about it."""
+    for problem in problems:
+        head = Text(problem["code"], f"bold {style}")
+        if problem["where"]:
+            head.append(f"  {problem['where']}", "not bold default")
+        console.print(head)
+        console.print(Text(f"  {problem['message']}"))
+        if problem["remedy"]:
+            console.print(Text(f"  → {problem['remedy']}", "dim"))
+
+
+def show_adapters(console: Console, records: Iterable[Mapping[str, Any]]) -> None:
+    """One line an adapter, as of its active version."""
+    table = Table("NAME", "STATE", "ACTIVE", "RANK", "SIZE", "RESIDENCY", "PINNED", "RUNNING", "LAST USED", box=None)
+    for record in records:
+        active = next((known for known in record["versions"] if known["version"] == record["active"]), None)
+        table.add_row(
+            record["name"],
+            _state(record),
+            *_facts(active),
+            "yes" if record["pinned"] else "",
+            str(record["in_flight"]),
+            record["last_used"] or "never",
+        )
+    console.print(table)
+
+
+def show_adapter(console: Console, record: Mapping[str, Any]) -> None:
+    """One adapter with its versions and all that is wrong with it or worth a word."""
+    console.print(Text.assemble((record["name"], "bold"), "  ", _state(record)))
+    for title, key in (("base", "base"), ("source", "source"), ("running", "in_flight"), ("last used", "last_used")):
+        if record[key] is not None:
+            console.print(Text(f"  {title:<10}{record[key]}"))
+    if record["pinned"]:
+        console.print(Text("  pinned"))
+    _show_versions(console, record)
+    show_problems(console, record["problems"])
+    show_problems(console, record["warnings"], "yellow")
+    if failure := record["last_failure"]:
+        console.print(Text(f"The last attempt to update it failed at {failure['when']}:", "bold"))
+        show_problems(console, failure["problems"])
+
+
+def _show_versions(console: Console, record: Mapping[str, Any]) -> None:
+    table = Table("", "VERSION", "RANK", "SIZE", "RESIDENCY", "STRENGTH", "CREATED", "DIGEST", box=None)
+    for version in record["versions"]:
+        strength = version["strength"]
+        table.add_row(
+            "*" if version["version"] == record["active"] else "",
+            *_facts(version),
+            "" if strength is None else f"{strength:.3g}",
+            version["created"],
+            version["digest"][:12],
+        )
+    if record["versions"]:
+        console.print(table)
+
+
+def _state(record: Mapping[str, Any]) -> Text:
+    return Text(record["state"], _STATE_STYLES.get(record["state"], ""))
+
+
+def _facts(version: Mapping[str, Any] | None) -> tuple[str, str, str, str]:
+    """Number, rank, size and residency."""
+    if version is None:
+        return "", "", "", ""
+    return f"@{version['version']}", str(version["rank"]), decimal(version["bytes"]), version["residency"]
