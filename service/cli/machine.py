@@ -32,3 +32,22 @@ def has_distribution(name: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+def instruction_sets() -> list[str]:
+    """Those of the CPU that vLLM's kernels make use of."""
+    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+    for line in Path("/proc/cpuinfo").read_text(encoding="ascii").splitlines():
+        if line.startswith(("flags", "Features")):
+            present = set(line.split())
+            return [feature for feature in wanted if feature in present]
+    return []
+
+
+def accelerators() -> list[str]:
+    """Names of the NVIDIA GPUs the driver knows; empty without a driver."""
+    cards = Path("/proc/driver/nvidia/gpus")
+    if not cards.is_dir():
+        return []
+    lines = (line for card in cards.iterdir() for line in (card / "information").read_text("ascii").splitlines())
+    return [line.partition(":")[2].strip() for line in lines if line.startswith("Model")]
