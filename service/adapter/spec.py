@@ -59,6 +59,8 @@ class WarningCode(StrEnum):
     MODULES_DROPPED = "modules_dropped"
     FILES_IGNORED = "files_ignored"
     WEAK_EFFECT = "weak_effect"
+    PARTIAL = "partial"
+    TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,16 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class Repairs:
+    """What the serving copy changes so that the engine reads what was trained; the user's files stay as they are."""
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Every tensor that is served → the name it is served under. What is missing here is left out."""
+    grouped: Mapping[str, int] = field(default_factory=dict)
+    """lora_B tensors packed expert by expert → number of experts; served rank by rank."""
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything an inspection found out about one adapter directory."""
 
@@ -101,6 +113,15 @@ class Report:
     """Size of the weights as received."""
     strength: float | None = None
     """The largest ‖scale·B·A‖ / ‖W‖ over all modules; None where numbers were not read."""
+    strongest: str = ""
+    """The module it belongs to."""
+    stop_token_ids: tuple[int, ...] = ()
+    """End-of-turn tokens of the adapter that the base's own don't include."""
+    own_template: bool = False
+    """Whether its chat template differs from the base's."""
+    own_tokenizer: bool = False
+    """Whether its tokenizer differs from the base's in what it does to text."""
+    repairs: Repairs = field(default_factory=Repairs)
 
     @property
     def accepted(self) -> bool:
@@ -119,6 +140,10 @@ class Report:
             "dtype": self.dtype,
             "bytes": self.bytes,
             "strength": self.strength,
+            "strongest": self.strongest,
+            "stop_token_ids": list(self.stop_token_ids),
+            "own_template": self.own_template,
+            "own_tokenizer": self.own_tokenizer,
         }
 
 

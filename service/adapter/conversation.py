@@ -1,0 +1,186 @@
+"""How an adapter wants to be spoken to: its chat template, tokenizer, end tokens and context against the base's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from service.adapter.config import clip
+from service.adapter.features import MERGE
+from service.adapter.spec import Problem, ProblemCode, WarningCode
+from service.adapter.tokenizer import SETTINGS, TEMPLATE, VOCABULARY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from service.adapter.base import Base
+    from service.adapter.tokenizer import Tokenizer, Vocabulary
+
+RENAMED_LIMIT = 64
+"""Ids whose text may differ: trainers rename a few special tokens; another tokenizer differs in thousands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What is to be done for an adapter's requests besides its weights, and what there is to say about it."""
+
+    problems: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+    stop_token_ids: tuple[int, ...]
+    own_template: bool
+    own_tokenizer: bool
+
+
+def compare(tokenizer: Tokenizer, base: Base) -> Conversation:
+    """Hold an adapter's tokenizer and template against the base's."""
+    own_template = tokenizer.template is not None and tokenizer.template != base.chat_template
+    own_tokenizer = tokenizer.present and _differs(tokenizer, base.tokenizer)
+    stop = _end_token_id(tokenizer, base)
+    stops = () if stop is None or stop in base.end_token_ids else (stop,)
+    warnings = [
+        *_template_warnings(own_template=own_template),
+        *_tokenizer_warnings(tokenizer, base, own_tokenizer=own_tokenizer),
+        *_end_token_warnings(tokenizer, base, stop),
+        *_context_warnings(tokenizer, base),
+    ]
+    return Conversation(
+        tuple(_vocabulary_problems(tokenizer, base)), tuple(warnings), stops, own_template, own_tokenizer
+    )
+
+
+def _differs(tokenizer: Tokenizer, base: Tokenizer) -> bool:
+    ours, theirs = tokenizer.vocabulary, base.vocabulary
+    vocabulary = ours is not None and (theirs is None or ours.tokens != theirs.tokens or ours.rules != theirs.rules)
+    return vocabulary or (bool(tokenizer.settings) and tokenizer.meaning != base.meaning)
+
+
+def _vocabulary_problems(tokenizer: Tokenizer, base: Base) -> Iterator[Problem]:
+    ids = _ids(tokenizer)
+    beyond = sorted(number for number in ids if number >= base.vocab_size)
+    if beyond:
+        yield Problem(
+            ProblemCode.VOCABULARY_MISMATCH,
+            f"Its tokenizer has {len(beyond)} tokens beyond the base's vocabulary of {base.vocab_size:,}, "
+            f"the first is {clip(ids[beyond[0]])} with id {beyond[0]}.",
+            VOCABULARY,
+            f"Tokens were added in training, and their embeddings are not part of a LoRA. {MERGE}",
+        )
+    ours, theirs = tokenizer.vocabulary, base.tokenizer.vocabulary
+    if ours is not None and theirs is not None and ours is not theirs:
+        other = [number for number, text in theirs.tokens.items() if ours.tokens.get(number) != text]
+        if len(other) > RENAMED_LIMIT:
+            yield Problem(
+                ProblemCode.VOCABULARY_MISMATCH,
+                f"Its tokenizer is another one: {len(other):,} of the base's {len(theirs.tokens):,} ids "
+                "stand for something else.",
+                VOCABULARY,
+                "Check that the adapter was trained on this base; copy the tokenizer it was trained with.",
+            )
+    if tokenizer.end_token and ours is not None and tokenizer.end_token not in ours.ids:
+        yield Problem(
+            ProblemCode.VOCABULARY_MISMATCH,
+            f"Its end token {clip(tokenizer.end_token)} is not in its own vocabulary.",
+            f"{SETTINGS}: eos_token",
+            f"The token was added in training, and its embedding is not part of a LoRA. {MERGE}",
+        )
+
+
+def _ids(tokenizer: Tokenizer) -> dict[int, str]:
+    """Every id the files give a text, those that only tokenizer_config.json adds included."""
+    ids = dict(tokenizer.vocabulary.tokens) if tokenizer.vocabulary else {}
+    added = tokenizer.settings.get("added_tokens_decoder")
+    for number, row in added.items() if isinstance(added, dict) else ():
+        if number.isdecimal() and len(number) < 10 and isinstance(row, dict):  # noqa: PLR2004 (digits)
+            ids.setdefault(int(number), str(row.get("content")))
+    return ids
+
+
+def _template_warnings(*, own_template: bool) -> Iterator[Problem]:
+    if own_template:
+        yield Problem(
+            WarningCode.CHAT_TEMPLATE,
+            "It was trained under a chat template of its own, which its chats are rendered with.",
+            TEMPLATE,
+            "Nothing has to be done. Clients that send raw prompts have to render it themselves.",
+        )
+
+
+def _tokenizer_warnings(tokenizer: Tokenizer, base: Base, *, own_tokenizer: bool) -> Iterator[Problem]:
+    if not tokenizer.present:
+        yield Problem(
+            WarningCode.NO_TOKENIZER,
+            "It came without a tokenizer; the base's is used.",
+            SETTINGS,
+            "If training changed the chat template or the tokens, add them: tokenizer.save_pretrained(DIR).",
+        )
+    elif own_tokenizer:
+        yield Problem(
+            WarningCode.TOKENIZER,
+            f"Its tokenizer cuts or names some text differently from the base's ({_difference(tokenizer, base)}); "
+            "its own is used for its requests.",
+            VOCABULARY if tokenizer.vocabulary else SETTINGS,
+            "Nothing has to be done.",
+        )
+
+
+def _difference(tokenizer: Tokenizer, base: Base) -> str:
+    ours, theirs = tokenizer.vocabulary, base.tokenizer.vocabulary
+    renamed = _renamed(ours, theirs)
+    if renamed:
+        number = renamed[0]
+        before, after = (vocabulary.tokens.get(number) for vocabulary in (theirs, ours) if vocabulary)
+        return f"id {number} is {clip(after)} instead of {clip(before)}"
+    if ours is not None and theirs is not None and ours.tokens != theirs.tokens:
+        return f"{len(set(ours.tokens) - set(theirs.tokens))} more tokens"
+    return "other rules" if ours is not None and theirs is not None and ours.rules != theirs.rules else SETTINGS
+
+
+def _renamed(ours: Vocabulary | None, theirs: Vocabulary | None) -> list[int]:
+    if ours is None or theirs is None or ours is theirs:
+        return []
+    return [number for number, text in theirs.tokens.items() if ours.tokens.get(number) != text]
+
+
+def _end_token_id(tokenizer: Tokenizer, base: Base) -> int | None:
+    vocabulary = tokenizer.vocabulary or base.tokenizer.vocabulary
+    if vocabulary is None or tokenizer.end_token is None:
+        return None
+    number = vocabulary.ids.get(tokenizer.end_token)
+    return number if number is not None and number < base.vocab_size else None
+
+
+def _end_token_warnings(tokenizer: Tokenizer, base: Base, stop: int | None) -> Iterator[Problem]:
+    where = f"{SETTINGS}: eos_token"
+    theirs = base.tokenizer.vocabulary
+    if stop is not None and stop not in base.end_token_ids:
+        yield Problem(
+            WarningCode.END_TOKEN,
+            f"It ends its turns with {clip(tokenizer.end_token)} (id {stop}), on which the base doesn't stop; "
+            "its requests stop there, too.",
+            where,
+            "Nothing has to be done.",
+        )
+    elif stop is not None and theirs is not None and theirs.tokens.get(stop) != tokenizer.end_token:
+        yield Problem(
+            WarningCode.END_TOKEN,
+            f"Its tokenizer calls the base's end token {clip(theirs.tokens.get(stop))} (id {stop}) "
+            f"{clip(tokenizer.end_token)}.",
+            where,
+            "Nothing has to be done.",
+        )
+
+
+def _context_warnings(tokenizer: Tokenizer, base: Base) -> Iterator[Problem]:
+    trained, limit = tokenizer.max_length, base.max_position_embeddings
+    if trained is None or limit is None:
+        return
+    # Some vendors' own tokenizers announce more than the model has positions for.
+    if trained > max(limit, base.tokenizer.max_length or 0):
+        yield Problem(
+            WarningCode.ROPE_EXTENDED,
+            f"It was trained with a context of {trained:,.0f} tokens; the base has {limit:,} positions and is served "
+            "without the scaling that training added.",
+            f"{SETTINGS}: model_max_length",
+            "Answers to long prompts may be poor. Serve a base with the same rope scaling, or train with "
+            f"max_seq_length={limit}.",
+        )
