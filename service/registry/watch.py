@@ -1,0 +1,206 @@
+"""The adapters directory, scanned at start and watched afterwards: what is put there is published under its name.
+
+A directory is published when it is whole, has been left alone for the settle time, and holds something else than it
+last offered; never because it differs from what is active. So a rollback or a removal stays. The file system's
+notifications only say where to look; what is done follows from looking, and where there are none, from looking often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from watchfiles import awatch
+
+from service.adapter.content import digest_of
+from service.adapter.layout import WEIGHTS
+from service.adapter.safetensors_header import is_whole
+from service.adapter.spec import name_problem
+from service.errors import LoradockError, NameTaken, Rejected
+from service.registry.filesystem import is_remote
+from service.registry.settling import Settling
+from service.registry.stamp import stamp_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from service.registry.catalog import Catalog
+
+log = structlog.get_logger(__name__)
+
+AT_ONCE: Final = 4
+"""Directories considered at the same time."""
+RESCAN: Final = 30.0
+"""Seconds after which everything is looked at even though nothing was notified: notifications get lost."""
+POLL: Final = 3.0
+"""The same where there are no notifications."""
+RETRY: Final = 30.0
+"""Seconds until a directory is tried again that couldn't be: the store was full, the engine gone."""
+
+
+class Watcher:
+    """See the module. `scanned` is set when the first scan is done, and at once where there is nothing to scan.
+
+    settle: seconds a directory must be left alone. allow_base_mismatch: names that may name another base. max_bytes:
+    of one adapter's files. polling: look often instead of being notified; None decides by the file system.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        adapters_dir: Path | None,
+        *,
+        watch: bool = True,
+        settle: float = 1.0,
+        allow_base_mismatch: Collection[str] = (),
+        polling: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.scanned = asyncio.Event()
+        self._catalog = catalog
+        self._home = adapters_dir.expanduser().absolute() if adapters_dir else None
+        self._watch = watch
+        self._mismatch = frozenset(allow_base_mismatch)
+        self._polling = polling
+        self._clock = clock
+        self._settling = Settling(settle)
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._touched: set[str] = set()
+        self._notice = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin the first scan, and watch after it; `scanned` tells when the scan is done."""
+        if self._home is None:
+            self.scanned.set()
+        else:
+            self._tasks = [asyncio.create_task(self._run(self._home), name="watch adapters")]
+
+    async def stop(self) -> None:
+        """Stop looking. What is being published is carried through by the catalog."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _run(self, home: Path) -> None:
+        if self._watch and not await self._must_poll(home):
+            # Before the scan: what changes during it is noticed.
+            self._tasks.append(asyncio.create_task(self._listen(home), name="listen for changes"))
+        else:
+            self._polling = True
+        found = await asyncio.to_thread(_look, home, None)
+        await self._consider_all(home, found)
+        self.scanned.set()
+        log.info("adapters_scanned", directories=len(found))
+        looked = self._clock()
+        while self._watch:
+            everything = await self._something_to_do(looked)
+            if everything:
+                looked = self._clock()
+            await self._look_again(home, everything=everything)
+
+    async def _must_poll(self, home: Path) -> bool:
+        return self._polling if self._polling is not None else await asyncio.to_thread(is_remote, home)
+
+    async def _listen(self, home: Path) -> None:
+        try:
+            async for changes in awatch(home, watch_filter=None):
+                inside = (Path(path).relative_to(home).parts for _, path in changes)
+                self._touched |= {parts[0] for parts in inside if parts}
+                self._notice.set()
+        except (OSError, RuntimeError) as error:
+            log.warning("not_notified_of_changes", reason=str(error))
+        self._polling = True
+        self._notice.set()
+
+    async def _something_to_do(self, looked: float) -> bool:
+        """Wait for a notice or until something is due; whether it is time to look at everything."""
+        rescan = looked + (POLL if self._polling else RESCAN)
+        due = self._settling.next_due()
+        patience = min(rescan, rescan if due is None else due) - self._clock()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._notice.wait(), max(patience, 0))
+        return self._clock() >= rescan
+
+    async def _look_again(self, home: Path, *, everything: bool) -> None:
+        self._notice.clear()
+        touched, self._touched = self._touched | self._settling.waiting, set()
+        stamps = await asyncio.to_thread(_look, home, None if everything else touched)
+        gone = (self._settling.known if everything else touched) - set(stamps)
+        now = self._clock()
+        self._settling.see({**stamps, **dict.fromkeys(gone)}, now)
+        due = self._settling.due(now)
+        whole = await asyncio.to_thread(_whole, home, [name for name, waiting in due.items() if not waiting.last_call])
+        for name in whole.keys() - {name for name, is_so in whole.items() if is_so}:
+            self._settling.incomplete(name)
+        ready = {name: waiting.stamp for name, waiting in due.items() if waiting.last_call or whole[name]}
+        await self._consider_all(home, ready)
+
+    async def _consider_all(self, home: Path, stamps: dict[str, str]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for name, stamp in stamps.items():
+                group.create_task(self._consider(home, name, stamp))
+
+    async def _consider(self, home: Path, name: str, stamp: str) -> None:
+        async with self._slots:
+            self._settling.tried(name, stamp)
+            try:
+                await self._offer(home, name, stamp)
+            except NameTaken as taken:
+                self._catalog.refuse(name, taken.problems)
+            except Rejected:
+                pass  # the catalog lists it, with its problems
+            except Exception as error:
+                # One adapter's trouble is never the others'.
+                reason = error.message if isinstance(error, LoradockError) else None
+                log.warning("adapter_not_considered", adapter=name, reason=reason, exc_info=reason is None)
+                self._settling.postpone(name, stamp, self._clock() + RETRY)
+
+    async def _offer(self, home: Path, name: str, stamp: str) -> None:
+        if problem := name_problem(name):
+            self._catalog.refuse(_printable(name), [problem])
+            return
+        try:
+            source = await asyncio.to_thread(self._catalog.doors.open, name)
+        except Rejected as rejected:
+            self._catalog.refuse(name, rejected.problems)
+            return
+        key, lax = str(home / name), name in self._mismatch
+        before = self._catalog.offer(name, key, allow_base_mismatch=lax)
+        if before and before.stamp == stamp:
+            return
+        if before and before.digest and await asyncio.to_thread(self._digest, source) == before.digest:
+            await self._catalog.restamp(name, key, stamp)
+            return
+        await self._catalog.publish(name, source, offered_by=key, allow_base_mismatch=lax)
+
+    def _digest(self, source: Path) -> str | None:
+        try:
+            return digest_of(source, max_bytes=self._catalog.max_bytes)
+        except Rejected:
+            return None
+
+
+def _look(home: Path, names: Iterable[str] | None) -> dict[str, str]:
+    """Subdirectory → stamp, for these names or for all. Names that begin with a dot are left alone."""
+    stamps = {}
+    with suppress(OSError):
+        for name in [path.name for path in home.iterdir()] if names is None else names:
+            with suppress(OSError):
+                if not name.startswith(".") and (home / name).is_dir():
+                    stamps[name] = stamp_of(home / name)
+    return stamps
+
+
+def _whole(home: Path, names: Iterable[str]) -> dict[str, bool]:
+    return {name: is_whole(home / name / WEIGHTS) for name in names}
+
+
+def _printable(name: str) -> str:
+    """A directory's name as text: what isn't UTF-8 in it becomes a replacement character."""
+    return os.fsencode(name).decode("utf-8", "replace")
