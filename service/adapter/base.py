@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -10,14 +11,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from service.adapter.files import CONFIG_LIMIT, TOKENIZER_LIMIT, parse_object, read_bytes
+from service.adapter.files import TOKENIZER_LIMIT, parse_object, read_bytes
 from service.adapter.modules import Experts, find_experts, find_modules, stored_weights
+from service.adapter.quantised import packed_modules
 from service.adapter.safetensors_header import Header, InvalidHeader, TensorEntry, read_header, read_rows
 from service.adapter.tokenizer import Tokenizer, read_tokenizer
 from service.errors import ConfigurationError, Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import numpy as np
 
@@ -76,8 +78,11 @@ class Base:
     @classmethod
     def read(cls, path: Path, name: str | None = None) -> Base:
         """Read the base from a directory. Raises ConfigurationError saying what the directory lacks."""
-        config, raw_config = _read_config(path)
-        text = {**config, **(config.get("text_config") or {})}
+        config = _read_object(path, "config.json")
+        if config is None:
+            raise ConfigurationError(f"{path} is no model directory: it has no config.json.{_hint(path)}")
+        inner = config.get("text_config")
+        text = {**config, **inner} if isinstance(inner, dict) else config
         headers = _read_headers(path)
         tensors = {
             tensor: StoredTensor(file, entry)
@@ -89,13 +94,13 @@ class Base:
         return cls(
             path=path,
             name=name or _name_of(config, path),
-            fingerprint=_fingerprint(raw_config, headers),
-            modules=MappingProxyType(find_modules(entries, str(config.get("model_type", "")))),
+            fingerprint=_fingerprint(config, headers),
+            modules=MappingProxyType(_modules(path, config, tensors)),
             experts=MappingProxyType(find_experts(entries, text.get("hidden_size"))),
             tensors=MappingProxyType(tensors),
             vocab_size=_vocab_size(entries, text),
-            max_position_embeddings=text.get("max_position_embeddings"),
-            architecture=next(iter(config.get("architectures") or []), ""),
+            max_position_embeddings=next(_integers([text.get("max_position_embeddings")]), None),
+            architecture=str(next(iter(config.get("architectures") or []), "")),
             model_type=str(config.get("model_type", "")),
             tie_word_embeddings=bool(config.get("tie_word_embeddings", "lm_head.weight" not in entries)),
             dtype=_dtype(text, entries),
@@ -105,9 +110,7 @@ class Base:
 
     def read_rows(self, tensor: str, first: int, count: int) -> np.ndarray[Any, Any]:
         """`count` rows of one tensor from row `first`. Raises KeyError and OSError."""
-        stored = self.tensors[tensor]
-        with (self.path / stored.file).open("rb", buffering=0) as file:
-            return read_rows(file, stored.entry, first, count)
+        return _read_rows(self.path, self.tensors[tensor], first, count)
 
     def weights_of(self, module: str) -> list[str]:
         """Names of the tensors that make up a module's weight; a mixture's experts may be stored one by one."""
@@ -150,14 +153,14 @@ def _hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
 
 
-def _read_config(path: Path) -> tuple[dict[str, Any], bytes]:
+def _read_object(path: Path, name: str) -> dict[str, Any] | None:
     try:
-        raw = read_bytes(path, "config.json", CONFIG_LIMIT * 16, follow=True)
-        if raw is None:
-            raise ConfigurationError(f"{path} is no model directory: it has no config.json.{_hint(path)}")
-        return parse_object(raw), raw
-    except (Rejected, ValueError) as error:
-        raise ConfigurationError(f"config.json of {path} can't be read: {error}") from None
+        raw = read_bytes(path, name, TOKENIZER_LIMIT, follow=True)
+        return None if raw is None else parse_object(raw)
+    except Rejected as error:
+        raise ConfigurationError(f"The base model in {path}: {error.problems[0].message}") from None
+    except ValueError as error:
+        raise ConfigurationError(f"{name} of the base model in {path} can't be read: {error}.") from None
 
 
 def _hint(path: Path) -> str:
@@ -180,15 +183,13 @@ def _read_headers(path: Path) -> dict[str, Header]:
 
 
 def _weight_files(path: Path) -> list[str]:
-    raw = read_bytes(path, INDEX, TOKENIZER_LIMIT, follow=True)
-    if raw is not None:
-        try:
-            names = sorted(set(parse_object(raw)["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise ConfigurationError(f"{INDEX} of {path} can't be read.") from None
+    index = _read_object(path, INDEX)
+    if index is not None:
+        table = index.get("weight_map")
+        names = list(table.values()) if isinstance(table, dict) else []
         if names and all(isinstance(name, str) and Path(name).name == name for name in names):
-            return names
-        raise ConfigurationError(f"{INDEX} of {path} names no files of its own directory.")
+            return sorted(set(names))
+        raise ConfigurationError(f"{INDEX} of the base model in {path} doesn't name files of its own directory.")
     if (path / SINGLE).is_file():
         return [SINGLE]
     # Shards whose index was lost (older exporters): their headers say all that the index did.
@@ -205,13 +206,32 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         raise ConfigurationError(f"The base model's tokenizer: {error.problems[0].message}") from None
 
 
+def _modules(path: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, tuple[int, int]]:
+    entries = {name: stored.entry for name, stored in tensors.items()}
+    settings = config.get("quantization_config")
+
+    def read(name: str) -> np.ndarray[Any, Any]:
+        return _read_rows(path, tensors[name], 0, tensors[name].entry.shape[0])
+
+    try:
+        packed = packed_modules(entries, settings if isinstance(settings, dict) else {}, read)
+    except (ValueError, OSError) as error:
+        raise ConfigurationError(f"The base model's quantisation can't be read: {error}") from None
+    return find_modules(entries, str(config.get("model_type", ""))) | packed
+
+
+def _read_rows(path: Path, stored: StoredTensor, first: int, count: int) -> np.ndarray[Any, Any]:
+    with (path / stored.file).open("rb", buffering=0) as file:
+        return read_rows(file, stored.entry, first, count)
+
+
 def _name_of(config: Mapping[str, Any], path: Path) -> str:
     name = config.get("_name_or_path")
     return name if isinstance(name, str) and name else path.resolve().name
 
 
-def _fingerprint(raw_config: bytes, headers: Mapping[str, Header]) -> str:
-    digest = hashlib.sha256(hashlib.sha256(raw_config).digest())
+def _fingerprint(config: Mapping[str, Any], headers: Mapping[str, Header]) -> str:
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode() + b"\n")
     for name in sorted(headers):
         digest.update(f"{name}\0{headers[name].size}\0{headers[name].digest}\n".encode())
     return digest.hexdigest()
@@ -239,14 +259,14 @@ def _dtype(text: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> str:
 
 
 def _end_token_ids(path: Path, text: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
-    raw = read_bytes(path, "generation_config.json", CONFIG_LIMIT, follow=True)
-    ids: list[Any] = [text.get("eos_token_id"), parse_object(raw).get("eos_token_id") if raw else None]
+    generation = _read_object(path, "generation_config.json") or {}
+    ids: list[Any] = [text.get("eos_token_id"), generation.get("eos_token_id")]
     if tokenizer.vocabulary and tokenizer.end_token:
         ids.append(tokenizer.vocabulary.ids.get(tokenizer.end_token))
     return frozenset(_integers(ids))
 
 
-def _integers(values: Iterable[Any]) -> Iterable[int]:
+def _integers(values: Iterable[Any]) -> Iterator[int]:
     for value in values:
         if isinstance(value, list):
             yield from _integers(value)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from jinja2 import Environment, TemplateSyntaxError
 
 from service.adapter.config import clip
 from service.adapter.features import MERGE
@@ -11,11 +14,25 @@ from service.adapter.spec import Problem, ProblemCode, WarningCode
 from service.adapter.tokenizer import SETTINGS, TEMPLATE, VOCABULARY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from service.adapter.base import Base
     from service.adapter.tokenizer import Tokenizer, Vocabulary
 
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+TURN_ENDS = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|end|>",
+    "<|return|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "</s>",
+)
+"""What the families of chat templates write at the end of an assistant's turn."""
 RENAMED_LIMIT = 64
 """Ids whose text may differ: trainers rename a few special tokens; another tokenizer differs in thousands."""
 
@@ -35,17 +52,19 @@ def compare(tokenizer: Tokenizer, base: Base) -> Conversation:
     """Hold an adapter's tokenizer and template against the base's."""
     own_template = tokenizer.template is not None and tokenizer.template != base.chat_template
     own_tokenizer = tokenizer.present and _differs(tokenizer, base.tokenizer)
-    stop = _end_token_id(tokenizer, base)
-    stops = () if stop is None or stop in base.end_token_ids else (stop,)
+    ends = _end_tokens(tokenizer, base, own_template=own_template)
+    stops = tuple(sorted(set(ends.values()) - base.end_token_ids))
     warnings = [
         *_template_warnings(own_template=own_template),
         *_tokenizer_warnings(tokenizer, base, own_tokenizer=own_tokenizer),
-        *_end_token_warnings(tokenizer, base, stop),
+        *_end_token_warnings(ends, base),
         *_context_warnings(tokenizer, base),
     ]
-    return Conversation(
-        tuple(_vocabulary_problems(tokenizer, base)), tuple(warnings), stops, own_template, own_tokenizer
-    )
+    problems = [
+        *_vocabulary_problems(tokenizer, base),
+        *(_template_problems(tokenizer.template) if own_template else ()),
+    ]
+    return Conversation(tuple(problems), tuple(warnings), stops, own_template, own_tokenizer)
 
 
 def _differs(tokenizer: Tokenizer, base: Tokenizer) -> bool:
@@ -66,8 +85,8 @@ def _vocabulary_problems(tokenizer: Tokenizer, base: Base) -> Iterator[Problem]:
             f"Tokens were added in training, and their embeddings are not part of a LoRA. {MERGE}",
         )
     ours, theirs = tokenizer.vocabulary, base.tokenizer.vocabulary
-    if ours is not None and theirs is not None and ours is not theirs:
-        other = [number for number, text in theirs.tokens.items() if ours.tokens.get(number) != text]
+    if ours is not None and theirs is not None:
+        other = _renamed(ours, theirs)
         if len(other) > RENAMED_LIMIT:
             yield Problem(
                 ProblemCode.VOCABULARY_MISMATCH,
@@ -93,6 +112,20 @@ def _ids(tokenizer: Tokenizer) -> dict[int, str]:
         if number.isdecimal() and len(number) < 10 and isinstance(row, dict):  # noqa: PLR2004 (digits)
             ids.setdefault(int(number), str(row.get("content")))
     return ids
+
+
+def _template_problems(template: str | None) -> Iterator[Problem]:
+    """A template that can't be parsed; it is not rendered, since a hostile one may never end."""
+    try:
+        # The tags that mark an assistant's words for training are transformers' own and mean nothing here.
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", template or ""))  # noqa: S701
+    except (TemplateSyntaxError, RecursionError) as error:
+        yield Problem(
+            ProblemCode.CONFIG_INVALID,
+            f"Its chat template is not a Jinja template: {clip(str(error), 200)}.",
+            TEMPLATE,
+            "Save the tokenizer again: tokenizer.save_pretrained(DIR). Without a template of its own the base's is used.",
+        )
 
 
 def _template_warnings(*, own_template: bool) -> Iterator[Problem]:
@@ -141,33 +174,30 @@ def _renamed(ours: Vocabulary | None, theirs: Vocabulary | None) -> list[int]:
     return [number for number, text in theirs.tokens.items() if ours.tokens.get(number) != text]
 
 
-def _end_token_id(tokenizer: Tokenizer, base: Base) -> int | None:
+def _end_tokens(tokenizer: Tokenizer, base: Base, *, own_template: bool) -> dict[str, int]:
+    """Text → id of what ends the adapter's turns: its end token, and the turn's end its own template writes."""
     vocabulary = tokenizer.vocabulary or base.tokenizer.vocabulary
-    if vocabulary is None or tokenizer.end_token is None:
-        return None
-    number = vocabulary.ids.get(tokenizer.end_token)
-    return number if number is not None and number < base.vocab_size else None
+    if vocabulary is None:
+        return {}
+    template = tokenizer.template if own_template else None
+    texts = {tokenizer.end_token or "", *(mark for mark in TURN_ENDS if mark in (template or ""))}
+    ids = {text: vocabulary.ids[text] for text in sorted(texts) if text in vocabulary.ids}
+    return {text: number for text, number in ids.items() if number < base.vocab_size}
 
 
-def _end_token_warnings(tokenizer: Tokenizer, base: Base, stop: int | None) -> Iterator[Problem]:
-    where = f"{SETTINGS}: eos_token"
+def _end_token_warnings(ends: Mapping[str, int], base: Base) -> Iterator[Problem]:
     theirs = base.tokenizer.vocabulary
-    if stop is not None and stop not in base.end_token_ids:
-        yield Problem(
-            WarningCode.END_TOKEN,
-            f"It ends its turns with {clip(tokenizer.end_token)} (id {stop}), on which the base doesn't stop; "
-            "its requests stop there, too.",
-            where,
-            "Nothing has to be done.",
-        )
-    elif stop is not None and theirs is not None and theirs.tokens.get(stop) != tokenizer.end_token:
-        yield Problem(
-            WarningCode.END_TOKEN,
-            f"Its tokenizer calls the base's end token {clip(theirs.tokens.get(stop))} (id {stop}) "
-            f"{clip(tokenizer.end_token)}.",
-            where,
-            "Nothing has to be done.",
-        )
+    for text, number in ends.items():
+        known = theirs.tokens.get(number) if theirs else None
+        if number not in base.end_token_ids:
+            message = (
+                f"It ends its turns with {clip(text)} (id {number}), on which the base doesn't stop; it stops there."
+            )
+        elif known is not None and known != text:
+            message = f"Its tokenizer calls the base's end token {clip(known)} (id {number}) {clip(text)}."
+        else:
+            continue
+        yield Problem(WarningCode.END_TOKEN, message, f"{SETTINGS}: eos_token", "Nothing has to be done.")
 
 
 def _context_warnings(tokenizer: Tokenizer, base: Base) -> Iterator[Problem]:

@@ -55,7 +55,7 @@ def _ways(key: str) -> float:
     key = key.replace("(?:", "(")
     repetitions = len(_REPETITION.findall(key))
     alternatives: int = math.prod(1 + group.count("|") for group in _GROUP.findall(key))
-    return alternatives * math.pow(NAME_LENGTH, repetitions)
+    return alternatives * math.pow(NAME_LENGTH, min(repetitions, 9))
 
 
 def _matches(key: str, module: str) -> bool:

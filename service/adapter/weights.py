@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 STRENGTH_LIMIT = 100.0
 """A change so many times as large as the weight leaves nothing of the base; docs/validation.md says why here."""
 SAMPLE = 1 << 20
-"""Elements of a base weight its norm is taken from: all of a smaller one, evenly spaced blocks of rows of a larger one."""
+"""Elements of a base weight its norm is taken from: all of a small one, evenly spaced blocks of rows of a large one."""
 BLOCKS = 32
 SERVING_TYPES: Mapping[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
