@@ -52,10 +52,12 @@ def configure(form: Form = "auto", level: str = "info") -> None:
 
 
 def _render(console: bool) -> list[Processor]:
+    """The last steps. Tracebacks go without local variables, which hold what clients sent."""
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if console:
-        return [strip, structlog.dev.ConsoleRenderer()]
-    return [strip, structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        return [strip, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+    frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    return [strip, structlog.processors.ExceptionRenderer(frames), structlog.processors.JSONRenderer()]
 
 
 def _add_request_id(_logger: WrappedLogger, _method: str, record: EventDict) -> EventDict:

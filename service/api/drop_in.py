@@ -23,7 +23,7 @@ _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": ErrorBody, "description": HTTPStatus(status).phrase} for status in (400, 404, 500)
 }
 
-_NOTHING_THERE: Final = frozenset({ProblemCode.PATH_FORBIDDEN, ProblemCode.CONFIG_MISSING})
+_NOTHING_THERE: Final = frozenset({ProblemCode.PATH_FORBIDDEN, ProblemCode.CONFIG_MISSING, ProblemCode.WEIGHTS_MISSING})
 """Where vLLM finds no adapter at a path it answers 404."""
 
 
