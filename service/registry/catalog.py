@@ -13,20 +13,21 @@ from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
 from service.adapter.spec import name_problem
 from service.errors import (
     AdapterNotFound,
-    Conflict,
     ModelNotFound,
     NameTaken,
     Rejected,
     StoreUnavailable,
     Unavailable,
 )
+from service.registry.changes import Changes
 from service.registry.doors import Doors
 from service.registry.entry import Entry, failed_record
 from service.registry.lease import Lease, ServedModel
@@ -35,13 +36,13 @@ from service.registry.observer import NullObserver
 from service.registry.proof import Prover
 from service.registry.publication import Publication, Publisher
 from service.registry.refs import Failure, Ref
-from service.registry.restoration import DAMAGED, TAKEN, Restoration
+from service.registry.restoration import TAKEN, Restoration
 from service.registry.selector import nearest, parse
 from service.registry.switch import Switch
 from service.registry.tasks import Tasks, to_end
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
     from pathlib import Path
 
     from service.adapter.base import Base
@@ -51,13 +52,17 @@ if TYPE_CHECKING:
     from service.registry.entry import Served
     from service.registry.observer import Observer
     from service.registry.refs import Offer
+    from service.registry.staging import Staged
     from service.registry.store import Store
 
 __all__ = ["Catalog", "Lease", "Publication", "ServedModel"]
 
 log = structlog.get_logger(__name__)
 
-UPLOAD = "upload"
+T = TypeVar("T")
+
+GRACE = 10.0
+"""Seconds that publications and removals get to end when the service stops."""
 STATES = ("ready", "loading", "draining", "failed")
 
 
@@ -106,6 +111,7 @@ class Catalog:
             keep_versions=keep_versions,
             max_bytes=max_bytes,
         )
+        self._changes = Changes(self._switch, residency, clock)
         self._restoration = Restoration(store, self._prover, self._base_names)
         self._entries: dict[str, Entry] = {}
         self._unnamed: dict[str, Failure] = {}
@@ -120,14 +126,15 @@ class Catalog:
         self._entries = await asyncio.to_thread(self._restoration.read)
         for entry in self._entries.values():
             self._switch.announce(entry)
-            if entry.ref.pinned:
+            if entry.ref.pinned and entry.active:
                 self._switch.pin(entry)
+                self._background.spawn(self._changes.load(entry.active), f"load {entry.name}")
         self._background.spawn(asyncio.to_thread(self._store.empty_trash), "empty the trash")
         self._background.spawn(self._restoration.prove_again(list(self._entries.values())), "prove again")
 
     async def stop(self) -> None:
-        """Finish what was begun for clients, drop what can be taken up at the next start."""
-        await self._work.finish()
+        """Finish what was begun for clients, drop what the next start takes up by itself."""
+        await self._work.finish(GRACE)
         await self._switch.stop()
         await self._background.cancel()
 
@@ -201,24 +208,24 @@ class Catalog:
 
         Content that is active already is left as it is. `offered_by` is the key of the watched directory it is.
         Raises Rejected with every problem, NameTaken, TooLarge, StoreUnavailable, EngineDead; the name then goes on
-        serving what it served. A caller who leaves after the copy is made doesn't stop what follows.
+        serving what it served. A caller who leaves when the copy is made doesn't stop what follows.
         """
-        origin = UPLOAD if offered_by is None else self.doors.origin(source)
-        return await self._publish(name, source, offered_by=offered_by, origin=origin, lax=allow_base_mismatch)
+        origin = "upload" if offered_by is None else PurePath(offered_by).name
+        return await self._publish(name, source, origin, offered_by, allow_base_mismatch)
 
     async def publish_path(self, name: str, path: str, *, allow_base_mismatch: bool = False) -> Publication:
         """Publish a directory of this machine that clients may name. Raises as `publish`, `path_forbidden` included."""
-        source = await asyncio.to_thread(self.doors.open, path)
-        offered_by = self.doors.watched(name, source)
-        origin = self.doors.origin(source)
-        return await self._publish(name, source, offered_by=offered_by, origin=origin, lax=allow_base_mismatch)
+        self._check_name(name)
+        source = await asyncio.to_thread(self.doors.open, name, path)
+        return await self._publish(name, source.directory, source.origin, source.offered_by, allow_base_mismatch)
 
     async def rollback(self, name: str, version: int | None = None) -> dict[str, Any]:
         """Make `version` active again, or the one that was active before. Returns the record.
 
         Raises AdapterNotFound, VersionNotFound, Conflict, or what kept the version from being loaded.
         """
-        return await self._work.carry_through(self._rollback(name, version), f"roll back {name}")
+        await self._change(self._changes.rollback(self._entry(name), version), f"roll back {name}")
+        return self.record(name)
 
     async def remove(self, name: str) -> None:
         """Stop serving a name at once; return when its last request has ended and its files are gone.
@@ -226,22 +233,24 @@ class Catalog:
         Raises AdapterNotFound, StoreUnavailable.
         """
         if self._unnamed.pop(name, None) is None:
-            await self._work.carry_through(self._remove(name), f"remove {name}")
+            await self._change(self._changes.remove(self._entry(name)), f"remove {name}")
 
     async def remove_version(self, name: str, number: int) -> None:
         """Forget one version that isn't active; return when its files are gone.
 
         Raises AdapterNotFound, VersionNotFound, Conflict, StoreUnavailable.
         """
-        await self._work.carry_through(self._remove_version(name, number), f"remove {name}@{number}")
+        await self._change(self._changes.remove_version(self._entry(name), number), f"remove {name}@{number}")
 
     async def pin(self, name: str) -> dict[str, Any]:
         """Load the active version, and whichever follows it, and keep it loaded. Raises AdapterNotFound, NoCapacity."""
-        return await self._work.carry_through(self._pin(name), f"pin {name}")
+        await self._change(self._changes.pin(self._entry(name)), f"pin {name}")
+        return self.record(name)
 
     async def unpin(self, name: str) -> dict[str, Any]:
         """Let it be evicted like any other. Raises AdapterNotFound."""
-        return await self._work.carry_through(self._unpin(name), f"unpin {name}")
+        await self._change(self._changes.unpin(self._entry(name)), f"unpin {name}")
+        return self.record(name)
 
     # What the watcher asks.
 
@@ -272,88 +281,45 @@ class Catalog:
         if name in self._base_names:
             raise NameTaken([TAKEN], name)
 
-    async def _publish(self, name: str, source: Path, *, offered_by: str | None, origin: str, lax: bool) -> Publication:
+    async def _publish(
+        self, name: str, source: Path, origin: str, offered_by: str | None, allow_base_mismatch: bool
+    ) -> Publication:
         self._check_name(name)
         entry = self._entries.setdefault(name, Entry(Ref(name)))
         if entry.damage:
-            raise StoreUnavailable(DAMAGED.message)
+            raise StoreUnavailable(entry.damage.message)
         entry.publishing += 1
         try:
             staged = await self._publisher.stage(
-                source,
-                origin=origin,
-                offered_by=offered_by,
-                allow_base_mismatch=lax,
+                source, origin=origin, offered_by=offered_by, allow_base_mismatch=allow_base_mismatch
             )
-            created = await self._work.carry_through(self._publisher.admit(entry, staged), f"publish {name}")
-        finally:
-            entry.publishing -= 1
-            if entry.forgettable:
-                self._entries.pop(name, None)
-        self._unnamed.pop(name, None)
-        return Publication(self.record(name), created)
+        except BaseException:
+            self._published(entry)
+            raise
+        return await self._change(self._admit(entry, staged), f"publish {name}")
 
-    async def _rollback(self, name: str, number: int | None) -> dict[str, Any]:
-        async with self._changing(name) as entry:
-            ref = entry.ref.rollback(number)
-            if ref is not entry.ref:
-                await self._activate(entry, ref)
-            return self.record(name)
-
-    async def _activate(self, entry: Entry, ref: Ref) -> None:
-        target = entry.served[cast(int, ref.active)]
-        if not target.servable:
-            raise Conflict(f"Version {ref.active} of {entry.name!r} can't be served with this base model.")
-        await self._residency.hold(target.engine)
+    async def _admit(self, entry: Entry, staged: Staged) -> Publication:
         try:
-            await self._switch.move(entry, ref)
+            return await self._publisher.admit(entry, staged)
         finally:
-            self._residency.release(target.engine)
-        log.info("adapter_rolled_back", adapter=target.engine.name)
+            self._published(entry)
 
-    async def _remove(self, name: str) -> None:
-        async with self._changing(name) as entry:
-            drains = await self._switch.move(entry, entry.ref.remove(self._clock()))
-            log.info("adapter_removed", adapter=name)
-        await asyncio.gather(*drains)
+    def _published(self, entry: Entry) -> None:
+        entry.publishing -= 1
+        if entry.forgettable:
+            del self._entries[entry.name]
+        elif entry.active:
+            self._unnamed.pop(entry.name, None)
 
-    async def _remove_version(self, name: str, number: int) -> None:
-        async with self._changing(name) as entry:
-            drains = await self._switch.move(entry, entry.ref.without(number))
-            log.info("version_removed", adapter=f"{name}@{number}")
-        await asyncio.gather(*drains)
+    async def _change(self, work: Coroutine[Any, Any, T], name: str) -> T:
+        """Carry a change through, also when the client who asked for it leaves."""
+        return await self._work.carry_through(work, name)
 
-    async def _pin(self, name: str) -> dict[str, Any]:
-        async with self._changing(name) as entry:
-            active = entry.active
-            if active is None or not active.servable:
-                raise Conflict(f"The adapter {name!r} has no version that could be kept loaded.")
-            self._residency.pin(active.engine.name)
-            try:
-                await self._residency.hold(active.engine)
-                self._residency.release(active.engine)
-                await self._switch.move(entry, entry.ref.pin(True))
-            except BaseException:
-                self._residency.unpin(active.engine.name)
-                raise
-            return self.record(name)
-
-    async def _unpin(self, name: str) -> dict[str, Any]:
-        async with self._changing(name) as entry:
-            await self._switch.move(entry, entry.ref.pin(False))
-            if entry.active:
-                self._residency.unpin(entry.active.engine.name)
-            return self.record(name)
-
-    @asynccontextmanager
-    async def _changing(self, name: str) -> AsyncIterator[Entry]:
-        entry = self._entries.get(name)
-        if entry is None:
-            raise AdapterNotFound(name)
-        async with entry.lock:
-            if entry.standing in {None, "draining"}:
-                raise AdapterNotFound(name)
-            yield entry
+    def _entry(self, name: str) -> Entry:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise AdapterNotFound(name) from None
 
     def _released(self, entry: Entry, served: Served) -> None:
         served.release()

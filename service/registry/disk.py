@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -52,14 +52,20 @@ class Disk:
 
     def replace(self, target: Path, content: bytes, scratch: Path) -> None:
         """Make `content` the whole of `target`. `scratch` is a path on the same file system that nobody else uses."""
-        self._step("replace.write")
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            self._step("replace.sync")
-            os.fsync(file.fileno())
-        self._step("replace.rename")
-        scratch.replace(target)
+        try:
+            self._step("replace.write")
+            with scratch.open("wb") as file:
+                file.write(content)
+                file.flush()
+                self._step("replace.sync")
+                os.fsync(file.fileno())
+            self._step("replace.rename")
+            scratch.replace(target)
+        except OSError:
+            # A full disk keeps no torn file: whoever frees space gets all of it.
+            with suppress(OSError):
+                scratch.unlink(missing_ok=True)
+            raise
         self._step("replace.sync_parent")
         sync_directory(target.parent)
         self._step("replace.done")

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from service.errors import ConfigurationError
@@ -38,8 +39,9 @@ class WriterLock:
                 f"The state directory {path.parent} is in use by another loradock ({holder or 'unknown process'}). "
                 "Stop it, or give this one its own --state-dir."
             ) from None
-        os.truncate(self._file, 0)
-        os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        with suppress(OSError):  # the lock holds without it, also on a full disk
+            os.truncate(self._file, 0)
+            os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def release(self) -> None:
         """Let another process write."""

@@ -87,28 +87,33 @@ class Publisher:
             raise
         return staged
 
-    async def admit(self, entry: Entry, staged: Staged) -> bool:
-        """Make what is staged the active version; whether it is a new one. Raises Rejected with every problem."""
-        with self._counted(entry, staged):
-            try:
-                async with entry.lock:
-                    return await self._decide(entry, staged)
-            finally:
-                await self._discard(staged)
-
-    async def _decide(self, entry: Entry, staged: Staged) -> bool:
-        active = entry.active
-        if staged.digest and active and active.servable and active.version.digest == staged.digest:
-            if (ref := self._offered(entry.ref, staged)) != entry.ref:
-                await self._switch.move(entry, ref)
-            return False
+    async def admit(self, entry: Entry, staged: Staged) -> Publication:
+        """Make what is staged the active version, unless it is already. Raises Rejected with every problem."""
         try:
-            served = await self._prove(entry, staged)
-        except Rejected as rejected:
-            await self._refuse(entry, staged, rejected)
-            raise
-        await self._activate(entry, served, staged)
-        return True
+            async with entry.lock:
+                created = not self._is_active(entry, staged)
+                await (self._bring_in(entry, staged) if created else self._settle(entry, staged))
+                return Publication(entry.record(self._residency.where), created)
+        finally:
+            await self._discard(staged)
+
+    @staticmethod
+    def _is_active(entry: Entry, staged: Staged) -> bool:
+        active = entry.active
+        return bool(staged.digest and active and active.servable and active.version.digest == staged.digest)
+
+    async def _settle(self, entry: Entry, staged: Staged) -> None:
+        if (ref := self._offered(entry.ref, staged)) != entry.ref:
+            await self._switch.move(entry, ref)
+
+    async def _bring_in(self, entry: Entry, staged: Staged) -> None:
+        with self._counted(staged):
+            try:
+                served = await self._prove(entry, staged)
+            except Rejected as rejected:
+                await self._refuse(entry, staged, rejected)
+                raise
+            await self._activate(entry, served, staged)
 
     async def _prove(self, entry: Entry, staged: Staged) -> Served:
         if staged.rejection:
@@ -191,8 +196,7 @@ class Publisher:
         await to_end(asyncio.to_thread(self._store.delete, staged.home))
 
     @contextmanager
-    def _counted(self, entry: Entry, staged: Staged) -> Iterator[None]:
-        entry.publishing += 1
+    def _counted(self, staged: Staged) -> Iterator[None]:
         result = "error"
         try:
             yield
@@ -201,5 +205,4 @@ class Publisher:
             result = "rejected"
             raise
         finally:
-            entry.publishing -= 1
             self._observer.loaded(result, time.perf_counter() - staged.began)

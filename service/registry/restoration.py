@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from service.adapter.spec import Problem, ProblemCode, codes
-from service.errors import LoradockError, Rejected, StoreUnavailable
+from service.errors import Rejected, StoreUnavailable
 from service.registry.entry import Entry, Served
 from service.registry.lifecycle import Event, State
 from service.registry.refs import Ref
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from service.registry.proof import Prover
     from service.registry.refs import Version
-    from service.registry.store import Store
+    from service.registry.store import Restored, Store
 
 log = structlog.get_logger(__name__)
 
@@ -55,15 +55,23 @@ class Restoration:
         """Every name the store knows. Blocks, but reads no weights; leftovers of interrupted work go to the trash."""
         found = self._store.read()
         lost = self._store.missing(found.refs)
-        if self._store.writable:
-            swept = self._store.sweep(lambda name: None if name in found.damaged else found.refs.get(name, Ref(name)))
-            log.info("store_restored", names=len(found.refs), damaged=len(found.damaged), swept=swept)
+        log.info("store_restored", names=len(found.refs), damaged=len(found.damaged), swept=self._sweep(found))
         entries = {name: self._entry(ref, lost.get(name, frozenset())) for name, ref in found.refs.items()}
         for name, reason in found.damaged.items():
             log.error("reference_damaged", adapter=name, reason=reason)
             entries[name] = Entry(Ref(name, next=max(self._store.numbers(name), default=0) + 1))
             entries[name].damage = DAMAGED
         return entries
+
+    def _sweep(self, found: Restored) -> int:
+        if not self._store.writable:
+            return 0
+        try:
+            return self._store.sweep(lambda name: None if name in found.damaged else found.refs.get(name, Ref(name)))
+        except StoreUnavailable as error:
+            # A full disk must not keep what is there from being served.
+            log.warning("leftovers_not_swept", reason=error.message)
+            return 0
 
     async def prove_again(self, entries: Iterable[Entry]) -> None:
         """Judge and try what was restored without a valid proof, active versions first."""
@@ -102,7 +110,8 @@ class Restoration:
             except Rejected as rejected:
                 served.fail(rejected.problems)
                 log.warning("proof_failed", adapter=served.engine.name, codes=codes(rejected.problems))
-            except LoradockError:
+            except Exception:
+                # The others still get their proof; this one stays as it is until the next start.
                 log.exception("proof_impossible", adapter=served.engine.name)
 
     async def _try(self, entry: Entry, served: Served) -> None:

@@ -47,16 +47,18 @@ class Tasks:
         """Await `work`, which goes on to its end also when the one who awaits it leaves."""
         return await asyncio.shield(self.spawn(work, name))
 
-    async def finish(self) -> None:
-        """Return when all have ended, those begun meanwhile included."""
-        while self._running:
-            await asyncio.wait(self._running)
+    async def finish(self, seconds: float) -> None:
+        """Return when all have ended; cancel what has not after so many seconds."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds)
+        await self.cancel()
 
     async def cancel(self) -> None:
         """Cancel all and return when they have ended."""
         for task in self._running:
             task.cancel()
-        await self.finish()
+        while self._running:
+            await asyncio.wait(self._running)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)

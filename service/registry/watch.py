@@ -165,19 +165,19 @@ class Watcher:
         if problem := name_problem(name):
             self._catalog.refuse(_printable(name), [problem])
             return
-        try:
-            source = await asyncio.to_thread(self._catalog.doors.open, name)
-        except Rejected as rejected:
-            self._catalog.refuse(name, rejected.problems)
-            return
         key, lax = str(home / name), name in self._mismatch
         before = self._catalog.offer(name, key, allow_base_mismatch=lax)
         if before and before.stamp == stamp:
             return
-        if before and before.digest and await asyncio.to_thread(self._digest, source) == before.digest:
+        try:
+            source = await asyncio.to_thread(self._catalog.doors.open, name, name)
+        except Rejected as rejected:
+            self._catalog.refuse(name, rejected.problems)
+            return
+        if before and before.digest and await asyncio.to_thread(self._digest, source.directory) == before.digest:
             await self._catalog.restamp(name, key, stamp)
             return
-        await self._catalog.publish(name, source, offered_by=key, allow_base_mismatch=lax)
+        await self._catalog.publish(name, source.directory, offered_by=key, allow_base_mismatch=lax)
 
     def _digest(self, source: Path) -> str | None:
         try:
