@@ -69,6 +69,11 @@ class Base:
         """The base's own chat template."""
         return self.tokenizer.template
 
+    @property
+    def serving_dtype(self) -> str:
+        """What it is served in when nothing else is asked for: its own type, or bfloat16 if that is of 32 bit."""
+        return "bfloat16" if self.dtype == "float32" else self.dtype
+
     @classmethod
     def open(cls, model: str, name: str | None = None) -> Base:
         """Read the base from a directory or, by its hub id, from the local cache. Raises ConfigurationError."""

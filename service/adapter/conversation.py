@@ -124,7 +124,7 @@ def _template_problems(template: str | None) -> Iterator[Problem]:
             ProblemCode.CONFIG_INVALID,
             f"Its chat template is not a Jinja template: {clip(str(error), 200)}.",
             TEMPLATE,
-            "Save the tokenizer again: tokenizer.save_pretrained(DIR). Without a template of its own the base's is used.",
+            "Save the tokenizer again: tokenizer.save_pretrained(DIR). Without a template the base's is used.",
         )
 
 
@@ -190,9 +190,7 @@ def _end_token_warnings(ends: Mapping[str, int], base: Base) -> Iterator[Problem
     for text, number in ends.items():
         known = theirs.tokens.get(number) if theirs else None
         if number not in base.end_token_ids:
-            message = (
-                f"It ends its turns with {clip(text)} (id {number}), on which the base doesn't stop; it stops there."
-            )
+            message = f"It ends its turns with {clip(text)} (id {number}), where the base doesn't stop; it does."
         elif known is not None and known != text:
             message = f"Its tokenizer calls the base's end token {clip(known)} (id {number}) {clip(text)}."
         else:

@@ -137,8 +137,8 @@ def _unknown(module: str, tensor: str) -> Problem:
 def _partial(placed: tuple[Placed, ...], config: AdapterConfig, base: Base) -> Iterator[Problem]:
     """A warning when the configuration plainly targets modules that the file doesn't hold."""
     targets = config.fields.get("target_modules")
-    narrowed = any(config.fields.get(name) for name in ("layers_to_transform", "layers_pattern", "exclude_modules"))
-    if not isinstance(targets, list) or config.fields.get("layers_to_transform") is not None or narrowed:
+    narrowing = (config.fields.get(name) for name in ("layers_to_transform", "layers_pattern", "exclude_modules"))
+    if not isinstance(targets, list) or any(value not in (None, [], "") for value in narrowing):
         return
     names = {target for target in targets if isinstance(target, str)}
     targeted = {module for module in base.modules if ".experts." not in module and names & set(_endings(module))}
@@ -146,7 +146,7 @@ def _partial(placed: tuple[Placed, ...], config: AdapterConfig, base: Base) -> I
     if missing:
         yield Problem(
             WarningCode.PARTIAL,
-            f"Its configuration targets {len(targeted)} modules of the base; {len(missing)} of them are not in the file.",
+            f"Its configuration targets {len(targeted)} modules of the base; {len(missing)} of them are missing here.",
             missing[0],
             "Make sure the file is the whole of what was trained. What it holds is served.",
         )

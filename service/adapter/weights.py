@@ -101,7 +101,7 @@ def measure(file: TensorFile, pairs: Sequence[Pair], loose: Iterable[str], base:
 
 @lru_cache(maxsize=1 << 17)
 def weight_norm(base: Base, module: str) -> float | None:
-    """‖W‖ of one module of the base, or None where its weights are not stored as plain numbers.
+    """‖W‖ of one module of the base, or None where its weights are not stored as plain numbers. Some are all zero.
 
     Read once per base and module; of a large weight only evenly spaced rows are read and the norm is extrapolated.
     """
@@ -151,9 +151,9 @@ def _strength(pair: Pair, a: _Factor, b: _Factor, base: Base) -> float | None:
     if not (math.isfinite(a.largest) and math.isfinite(b.largest)):
         return None
     norm = weight_norm(base, pair.module)
-    if norm is None:
+    if not norm:
         return None
-    if norm == 0 or max(a.largest, b.largest) > SQUARABLE:
+    if max(a.largest, b.largest) > SQUARABLE:
         return math.inf if a.largest and b.largest and pair.scale else 0.0
     return abs(pair.scale) * math.sqrt(max(_product_squares(pair, a.values, b.values), 0.0)) / norm
 
