@@ -59,14 +59,14 @@ class House:
 
 
 @asynccontextmanager
-async def build(base: Base, root: Path) -> AsyncIterator[House]:
-    """Everything, started; on another `root` nothing is remembered."""
+async def build(base: Base, root: Path, readiness: Readiness | None = None) -> AsyncIterator[House]:
+    """Everything, started and, unless told otherwise, ready. State and adapters are below `root`."""
     engine = EchoEngine()
     engine.steps = Steps()
     engine.steps.set()
     residency = Residency(engine, engine.limits.max_cpu_loras)
     telemetry = Telemetry(BASE)
-    readiness = Readiness(())
+    readiness = readiness or Readiness(())
     adapters = root / "adapters"
     adapters.mkdir(exist_ok=True)
     with Store.open(root / "state") as store:
