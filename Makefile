@@ -62,7 +62,7 @@ lint: install ## Check style, types, layers, and the deployment files
 	@$(BIN)/lint-imports --no-timer
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/yamllint --strict .
-	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml docker-compose.gpu.yml
 	@sh -n .ci/run
 
 format: install ## Format the code and repair what ruff can
