@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from house import build
+import structlog
+from house import build, serving
 from tiny_model import write_adapter, write_base
 
 from service.adapter.base import Base
 from service.export.demo_model import write_demo_model
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from house import House
 
@@ -69,6 +70,16 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _log_to_pytest() -> None:
+    """The service's log goes where pytest shows it with a failure, and not to standard output."""
+    structlog.configure(
+        processors=[structlog.processors.KeyValueRenderer(key_order=["event"])],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     """A base model of a few kilobytes."""
@@ -88,3 +99,10 @@ async def pirate(house: House) -> House:
     write_adapter(house.adapters / "pirate")
     await house.catalog.publish_path("pirate", "pirate")
     return house
+
+
+@pytest.fixture(scope="session")
+def service_url(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service on the echo engine behind a real socket; for the whole session, so use names of your own."""
+    with serving(tiny_base, tmp_path_factory.mktemp("service")) as url:
+        yield url

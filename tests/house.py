@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+import threading
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx2
+import uvicorn
 
 from service.api.app import Parts, create_app
 from service.api.operations import Readiness
@@ -19,7 +21,7 @@ from service.serving.generation import Generation
 from service.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from fastapi import FastAPI
@@ -94,3 +96,46 @@ async def build(base: Base, root: Path, readiness: Readiness | None = None) -> A
         finally:
             await catalog.stop()
             await engine.stop()
+
+
+class Listening(uvicorn.Server):
+    """A server that says when it listens, and where."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(uvicorn.Config(app, port=0, log_config=None, access_log=False))
+        self.up = threading.Event()
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Start to listen."""
+        await super().startup(sockets)
+        self.up.set()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return f"http://{host}:{port}"
+
+
+@contextmanager
+def serving(base: Base, root: Path) -> Iterator[str]:
+    """The URL of a service that runs in a thread of its own, behind a real socket."""
+    servers: list[Listening] = []
+    built = threading.Event()
+
+    async def serve() -> None:
+        async with build(base, root) as house:
+            servers.append(Listening(house.app))
+            built.set()
+            await servers[0].serve()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        assert built.wait(20)
+        assert servers[0].up.wait(20)
+        yield servers[0].url
+    finally:
+        for server in servers:
+            server.should_exit = True
+        thread.join(20)
