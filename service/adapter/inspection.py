@@ -51,6 +51,8 @@ def inspect(
         findings.warnings += layout_warnings(directory)
     except Rejected as rejected:
         return Report(problems=rejected.problems)
+    if {problem.code for problem in findings.problems} >= {ProblemCode.CONFIG_MISSING, ProblemCode.WEIGHTS_MISSING}:
+        return Report(problems=gather(findings.problems))
     config = _judge_config(directory, base, findings, allow_base_mismatch=allow_base_mismatch)
     judged, measured, size = _judge_weights(directory, config, base, findings, dtype if numbers else None)
     conversation = _judge_conversation(directory, base, findings)
@@ -202,8 +204,10 @@ def _judge_conversation(directory: Path, base: Base, findings: Findings) -> Conv
 
 
 def _rank_problems(config: AdapterConfig | None, judged: Judged, limit: int) -> Iterator[Problem]:
-    ranks = {"r": config.r or 0, "rank_pattern": max(config.rank_pattern.values(), default=0)} if config else {}
-    ranks |= {module: rank for module, rank in judged.ranks.items() if rank > max(ranks.values(), default=0)}
+    """What the configuration asks for decides, as in the engine; tensors of another rank are a problem of their own."""
+    ranks = dict(judged.ranks)
+    if config:
+        ranks = {"r": config.r or 0, "rank_pattern": max(config.rank_pattern.values(), default=0)}
     for where, rank in ranks.items():
         if rank > limit:
             enough = next((allowed for allowed in ENGINE_RANKS if allowed >= rank), None)

@@ -96,7 +96,7 @@ def read_header(file: BinaryIO) -> Header:
     """Read and check the header of an open file. Raises InvalidHeader."""
     descriptor = file.fileno()
     size = os.fstat(descriptor).st_size
-    length = _header_length(os.pread(descriptor, LENGTH_BYTES, 0), size)
+    length = _header_length(os.pread(descriptor, LENGTH_BYTES + 1, 0), size)
     raw = os.pread(descriptor, length, LENGTH_BYTES)
     if len(raw) < length:
         raise InvalidHeader("the file ends inside its header", incomplete=True)
@@ -178,13 +178,13 @@ def _read(file: BinaryIO, entry: TensorEntry, offset: int, shape: tuple[int, ...
 
 
 def _header_length(prefix: bytes, size: int) -> int:
-    if prefix == b"version ":
+    if prefix.startswith(b"version "):
         raise InvalidHeader("it is a Git LFS pointer and not the weights; fetch them with `git lfs pull`")
-    if len(prefix) < LENGTH_BYTES:
-        raise InvalidHeader("the file ends inside its first eight bytes", incomplete=True)
-    length = int.from_bytes(prefix, "little")
-    if not 2 <= length <= HEADER_LIMIT:  # noqa: PLR2004 (an empty JSON object)
-        raise InvalidHeader("it is not a safetensors file: its first eight bytes are no header length")
+    if len(prefix) <= LENGTH_BYTES:
+        raise InvalidHeader("the file ends before its header", incomplete=True)
+    length = int.from_bytes(prefix[:LENGTH_BYTES], "little")
+    if not 2 <= length <= HEADER_LIMIT or not prefix.endswith(b"{"):  # noqa: PLR2004 (an empty JSON object)
+        raise InvalidHeader("it is not a safetensors file: it doesn't begin with a header's length and a header")
     if LENGTH_BYTES + length > size:
         raise InvalidHeader("the file ends inside its header", incomplete=True)
     return length
