@@ -120,6 +120,8 @@ class Service:
     async def _bring_up(self) -> None:
         try:
             await self._engine.start()
+            # vLLM has set its own logging up by now.
+            logs.configure(self._settings.log_format, self._settings.log_level)
             self._telemetry.max_loras = self._engine.limits.max_loras
             self._readiness.settle(STARTING)
             await self._catalog.start()

@@ -20,8 +20,8 @@ from typing import Any
 MARKER = "_LORADOCK_ISOLATE"
 """Set by `serve` for itself and so for the engine's processes."""
 
-OBEY = signal.SIGUSR2
-"""From the service to the engine's process: from now on SIGTERM is meant."""
+END = signal.SIGUSR1
+"""From the service to the engine's process: what SIGTERM means elsewhere."""
 
 ORPHAN_CHECK_SECONDS = 1.0
 
@@ -83,16 +83,10 @@ def _outlast_signals() -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     end = signal.getsignal(signal.SIGTERM)
-    meant = threading.Event()
-
-    def on_term(number: int, frame: Any) -> None:
-        if meant.is_set() and callable(end):
-            end(number, frame)
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A handler, not SIG_IGN: a SIGTERM that arrives right behind OBEY must not be dropped by the kernel.
-    signal.signal(signal.SIGTERM, on_term)
-    signal.signal(OBEY, lambda _number, _frame: meant.set())
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if callable(end):
+        signal.signal(END, lambda _, frame: end(signal.SIGTERM, frame))
 
 
 def _end_with_parent() -> None:

@@ -176,7 +176,7 @@ class VllmEngine:
             return
         for process in self._llm.engine_core.resources.engine_manager.processes:
             with suppress(ProcessLookupError, TypeError):
-                os.kill(process.pid, plugin.OBEY)
+                os.kill(process.pid, plugin.END)
         await asyncio.to_thread(self._llm.shutdown, 10.0)
         del self._llm
 

@@ -1,0 +1,41 @@
+"""One real service for the whole session; tests that end a service start their own."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from service_process import ServiceProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@pytest.fixture(scope="session")
+def launch(
+    demo_base: Path, demo_adapters: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., ServiceProcess]]:
+    """Start a service over a fresh copy of the demo adapters; all are stopped at the end of the session."""
+    started: list[ServiceProcess] = []
+
+    def launch(*further: str) -> ServiceProcess:
+        room = tmp_path_factory.mktemp("service")
+        adapters = room / "adapters"
+        shutil.copytree(demo_adapters, adapters)
+        service = ServiceProcess(demo_base, adapters, room / "state", room / "service.log", further)
+        started.append(service)
+        return service.start()
+
+    yield launch
+    for service in started:
+        service.stop()
+
+
+@pytest.fixture(scope="session")
+def service(launch: Callable[..., ServiceProcess]) -> ServiceProcess:
+    """The service that tests share; what they register carries names of their own."""
+    return launch()
