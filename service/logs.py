@@ -32,6 +32,7 @@ def configure(form: Form = "auto", level: str = "info") -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
+        _drop_colours,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
@@ -63,4 +64,10 @@ def _render(console: bool) -> list[Processor]:
 def _add_request_id(_logger: WrappedLogger, _method: str, record: EventDict) -> EventDict:
     if request_id := correlation_id.get():
         record["request_id"] = request_id
+    return record
+
+
+def _drop_colours(_logger: WrappedLogger, _method: str, record: EventDict) -> EventDict:
+    """Uvicorn sends its message a second time, with escape codes."""
+    record.pop("color_message", None)
     return record

@@ -17,7 +17,7 @@ logging.getLogger("vllm").propagate = False
 logs.configure({form!r}, {level!r})
 correlation_id.set("abc123")
 structlog.get_logger("service.registry").info("published", adapter="pirate")
-logging.getLogger("vllm.core").warning("cache %s", "small")
+logging.getLogger("vllm.core").warning("cache %s", "small", extra={{"color_message": "small"}})
 logging.getLogger("uvicorn.error").info("started")
 logging.getLogger("uvicorn.access").info("GET /")
 structlog.get_logger("service").debug("detail")
@@ -48,6 +48,7 @@ def test_json_has_one_object_a_line_for_ours_and_for_everybody_elses():
     ]
     assert records[0]["adapter"] == "pirate"
     assert {record["level"] for record in records} == {"info", "warning", "error"}
+    assert "color_message" not in records[1]
     assert all(record["request_id"] == "abc123" for record in records)
     assert records[3]["exception"][0]["exc_type"] == "ZeroDivisionError"
 

@@ -53,14 +53,10 @@ class AccessLog:
             await self._app(scope, receive, noting)
         finally:
             write = log.debug if scope["path"] in _PROBES else log.info
-            write(
-                "request",
-                method=scope["method"],
-                path=scope["path"],
-                status=status,
-                seconds=round(time.monotonic() - began, 4),
-                adapter=scope.get("state", {}).get("adapter"),
-            )
+            seconds = round(time.monotonic() - began, 4)
+            label = scope.get("state", {}).get("adapter")
+            served_by = {"adapter": label} if label else {}
+            write("request", method=scope["method"], path=scope["path"], status=status, seconds=seconds, **served_by)
 
 
 class Backstop:

@@ -74,21 +74,30 @@ class Answer(Response):
         self._asked = asked
         self._request = request
         self._begun = False
+        self._left = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer. Errors are raised until the headers are sent; from then on they are events of the stream."""
         failed: Exception | None = None
         async with anyio.create_task_group() as group:
-            group.start_soon(_cancel_when_left, receive, group.cancel_scope)
+            group.start_soon(self._watch, receive, group.cancel_scope)
             try:
                 await self._answer(scope, receive, send)
             except Exception as error:  # noqa: BLE001 (raised below, out of the group, which would wrap it)
                 failed = error
             group.cancel_scope.cancel()
-        if failed and not self._begun:
+        if failed is None or self._left:
+            return
+        if not self._begun:
             raise failed
-        if failed:
-            await _end_stream(failed, scope["path"], send)
+        await _end_stream(failed, scope["path"], send)
+
+    async def _watch(self, receive: Receive, scope: anyio.CancelScope) -> None:
+        """The body has been read, so what is still to be received is the client's leaving."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._left = True
+        scope.cancel()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         model = getattr(self._asked, "model", None)
@@ -112,13 +121,6 @@ async def _again(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
     yield first
     async for chunk in rest:
         yield chunk
-
-
-async def _cancel_when_left(receive: Receive, scope: anyio.CancelScope) -> None:
-    """The body has been read, so what is still to be received is the client's leaving."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
 
 
 async def _end_stream(error: Exception, path: str, send: Send) -> None:

@@ -39,7 +39,7 @@ def show_adapters(console: Console, records: Iterable[Mapping[str, Any]]) -> Non
             *_facts(active),
             "yes" if record["pinned"] else "",
             str(record["in_flight"]),
-            record["last_used"] or "never",
+            _minute(record["last_used"]) or "never",
         )
     console.print(table)
 
@@ -47,11 +47,16 @@ def show_adapters(console: Console, records: Iterable[Mapping[str, Any]]) -> Non
 def show_adapter(console: Console, record: Mapping[str, Any]) -> None:
     """One adapter with its versions and all that is wrong with it or worth a word."""
     console.print(Text.assemble((record["name"], "bold"), "  ", _state(record)))
-    for title, key in (("base", "base"), ("source", "source"), ("running", "in_flight"), ("last used", "last_used")):
-        if record[key] is not None:
-            console.print(Text(f"  {title:<10}{record[key]}"))
-    if record["pinned"]:
-        console.print(Text("  pinned"))
+    facts = {
+        "base": record["base"],
+        "source": record["source"],
+        "running": record["in_flight"],
+        "last used": _minute(record["last_used"]) or "never",
+        "pinned": "yes" if record["pinned"] else "no",
+    }
+    for title, fact in facts.items():
+        if fact is not None:
+            console.print(Text(f"  {title:<10}{fact}"))
     _show_versions(console, record)
     show_problems(console, record["problems"])
     show_problems(console, record["warnings"], "yellow")
@@ -68,7 +73,7 @@ def _show_versions(console: Console, record: Mapping[str, Any]) -> None:
             "*" if version["version"] == record["active"] else "",
             *_facts(version),
             "" if strength is None else f"{strength:.3g}",
-            version["created"],
+            _minute(version["created"]),
             version["digest"][:12],
         )
     if record["versions"]:
@@ -77,6 +82,11 @@ def _show_versions(console: Console, record: Mapping[str, Any]) -> None:
 
 def _state(record: Mapping[str, Any]) -> Text:
     return Text(record["state"], _STATE_STYLES.get(record["state"], ""))
+
+
+def _minute(moment: str | None) -> str:
+    """RFC 3339 to the minute, in UTC as it came."""
+    return moment[:16].replace("T", " ") if moment else ""
 
 
 def _facts(version: Mapping[str, Any] | None) -> tuple[str, str, str, str]:

@@ -6,6 +6,7 @@ request, whichever way it ends, because leaving one `async with` is the only way
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -54,7 +55,7 @@ class Generation:
             try:
                 yield exchange
             except BaseException as error:
-                exchange.status = _status(error)
+                exchange.status = CLIENT_LEFT if _cancelled() else _status(error)
                 raise
 
 
@@ -122,6 +123,11 @@ def _status(error: BaseException) -> int:
             return 500
         case _:
             return CLIENT_LEFT
+
+
+def _cancelled() -> bool:
+    """Whether the scope around the caller is cancelled. vLLM's handlers turn that into an error of their own."""
+    return anyio.current_effective_deadline() == -math.inf
 
 
 async def _close(stream: AsyncIterator[str]) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
+from service.errors import InvalidRequest
+
 if TYPE_CHECKING:
     from house import House
 
@@ -119,6 +121,27 @@ async def test_leaving_while_the_adapter_is_brought_into_the_engine_holds_nothin
         await loading.wait()
         visit.leave.set()
     go_on.set()
+    assert visit.status is None
+    await is_counted(pirate, "499")
+    await nothing_is_held(pirate)
+
+
+async def test_leaving_is_counted_as_leaving_also_when_the_engine_makes_an_error_of_it(pirate: House, monkeypatch):
+    running = asyncio.Event()
+
+    async def run(operation: str, call: Any) -> Any:
+        running.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise InvalidRequest("Client disconnected") from None
+
+    monkeypatch.setattr(pirate.engine, "run", run)
+    visit = Visit(pirate)
+    async with anyio.create_task_group() as group:
+        group.start_soon(visit.run)
+        await running.wait()
+        visit.leave.set()
     assert visit.status is None
     await is_counted(pirate, "499")
     await nothing_is_held(pirate)

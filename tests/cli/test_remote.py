@@ -133,7 +133,7 @@ def test_rolling_back_and_forth(run, published, tmp_path):
 def test_pinning(run, published):
     assert run("pin", published).exit_code == 0
     assert printed(run("show", published, "--json"))["pinned"] is True
-    assert "pinned" in run("show", published).stdout
+    assert "pinned    yes" in run("show", published).stdout
     assert run("unpin", published).exit_code == 0
     assert printed(run("show", published, "--json"))["pinned"] is False
 
