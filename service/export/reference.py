@@ -1,0 +1,221 @@
+"""What transformers and PEFT make of the same source: the measure a conversion is held to.
+
+This is the one file of the room that runs models. The reference never sees our arithmetic: PEFT reads the source's own
+files, merges by its own code, and both results answer the same prompts through the same code.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from service.adapter.config import CONFIG
+from service.export.features import MERGED, WITHOUT_MEANING
+from service.export.refusal import ExportCode, Undecided, refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+NEW_TOKENS = 16
+TEXTS = ("The capital of France is", "def add(a, b):", "Once upon a time")
+QUESTION = "What is the answer to life, the universe and everything?"
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Greedy continuations of the prompts, end tokens ignored, and the logits of every step."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    logits: tuple[Any, ...]
+    """Per prompt a float32 tensor [steps, vocabulary]."""
+
+
+def prompts(directory: Path) -> list[list[int]]:
+    """The prompts as token ids, by the tokenizer of `directory`; with a chat template one of them is a conversation.
+
+    Raises Refused when AutoTokenizer can't read it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    except Exception as error:  # noqa: BLE001 (whatever it is, users of the result would meet it)
+        refuse(ExportCode.UNFAITHFUL, f"AutoTokenizer can't load it: {_first_line(error)}", "tokenizer.json")
+    encoded = [tokenizer(text)["input_ids"] for text in TEXTS]
+    if tokenizer.chat_template:
+        conversation = [{"role": "user", "content": QUESTION}]
+        encoded.append(tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False))
+    return [ids for ids in encoded if ids]
+
+
+def load(directory: Path, dtype: str) -> Any:
+    """The model of a directory, ready to answer.
+
+    Raises Refused when tensors are missing, left over or of the wrong shape, Undecided when transformers doesn't know
+    the architecture.
+    """
+    import torch
+
+    with _quiet():
+        try:
+            model, info = _auto_class(directory).from_pretrained(
+                str(directory), dtype=getattr(torch, dtype), output_loading_info=True
+            )
+        except (ValueError, KeyError, ImportError) as error:
+            raise Undecided(
+                f"transformers can't build this model: {_first_line(error)}. --no-verify converts without the proof."
+            ) from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        names = sorted(map(str, info.get(kind) or ()))
+        if names:
+            refuse(
+                ExportCode.UNFAITHFUL,
+                f"AutoModelForCausalLM finds {len(names)} {kind.replace('_', ' ')}: {', '.join(names[:3])}",
+                names[0],
+                "config.json and the weights belong to different models.",
+            )
+    return model.eval()
+
+
+def answer(model: Any, asked: Sequence[Sequence[int]]) -> Answers:
+    """Greedy continuations of all prompts, one at a time: shapes, and with them rounding, are the same for everyone."""
+    import torch
+    from transformers import GenerationConfig
+
+    greedy = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0)
+    tokens, logits = [], []
+    model.generation_config = greedy
+    for ids in asked:
+        with torch.inference_mode(), _quiet():
+            given = torch.tensor([ids])
+            made = model.generate(
+                given,
+                attention_mask=torch.ones_like(given),
+                generation_config=greedy,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        tokens.append(tuple(made.sequences[0, len(ids) :].tolist()))
+        logits.append(torch.cat(made.logits).float())
+    return Answers(tuple(tokens), tuple(logits))
+
+
+def last_logits(model: Any, asked: Sequence[Sequence[int]]) -> list[Any]:
+    """The logits after each prompt, float32 [positions, vocabulary]."""
+    import torch
+
+    with torch.inference_mode():
+        return [model(torch.tensor([ids])).logits[0].float() for ids in asked]
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What an adapter does to the logits after each prompt, before anything is merged."""
+
+    adapted: list[Any]
+    """`last_logits` of base + adapter."""
+    plain: list[Any]
+    """`last_logits` of the base."""
+
+
+def peft_merge(
+    base: Path, adapter: Path, *, rows: int, untied: bool, asked: Sequence[Sequence[int]]
+) -> tuple[Any, Effect]:
+    """Base and adapter loaded by PEFT and merged by it, all in float32, where nothing is rounded on the way.
+
+    `rows` is the vocabulary the adapter was trained with. `untied` gives the base an output layer of its own before
+    PEFT sees it: PEFT merges in place, and a change of the embedding alone would change a shared output layer too,
+    which base + adapter doesn't do. Raises Undecided when PEFT can't read the adapter, or not all of it.
+    """
+    from peft import PeftModel
+
+    model = load(base, "float32")
+    with _quiet():
+        if model.get_input_embeddings().weight.shape[0] != rows:
+            model.resize_token_embeddings(rows, mean_resizing=False)
+        if untied:
+            _untie(model)
+        with _understood(adapter) as sound, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                wrapped = PeftModel.from_pretrained(model, str(sound)).eval()
+            except Exception as error:
+                raise Undecided(f"PEFT can't load the adapter: {_first_line(error)}") from error
+    _require_all_loaded(str(warning.message) for warning in caught)
+    adapted = last_logits(wrapped, asked)
+    with wrapped.disable_adapter():
+        plain = last_logits(wrapped, asked)
+    return wrapped.merge_and_unload().eval(), Effect(adapted, plain)
+
+
+def cast(model: Any, dtype: str) -> Any:
+    """The model with its weights in another type; computed tables (the positions' frequencies) stay as they are."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+    return model
+
+
+@contextmanager
+def _understood(adapter: Path) -> Iterator[Path]:
+    """The adapter with only those fields of its configuration that the merge understood: PEFT imports by some."""
+    fields = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    known = MERGED | WITHOUT_MEANING - {"auto_mapping", "runtime_config", "unsloth_fused_expert_lora", "lora_B_layout"}
+    with TemporaryDirectory() as name:
+        for file in adapter.glob("adapter_model.*"):
+            (Path(name) / file.name).symlink_to(file.resolve())
+        kept = {key: value for key, value in fields.items() if key in known}
+        (Path(name) / CONFIG).write_text(json.dumps(kept), encoding="utf-8")
+        yield Path(name)
+
+
+def _require_all_loaded(messages: Iterable[str]) -> None:
+    for message in messages:
+        if "missing adapter keys" in message:
+            raise Undecided(f"PEFT loads only a part of the adapter: {message.splitlines()[0][:300]}")
+
+
+def _untie(model: Any) -> None:
+    from torch.nn import Parameter
+
+    head = model.get_output_embeddings()
+    head.weight = Parameter(head.weight.detach().clone())
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
+def _auto_class(directory: Path) -> Any:
+    """The class by which users would load it: a causal language model, or one that reads images too."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    known = type(AutoConfig.from_pretrained(str(directory))) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForCausalLM if known else AutoModelForImageTextToText
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and advice, which would tear our own display."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
