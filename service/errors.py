@@ -1,6 +1,7 @@
 """What can go wrong, each with the status, code and words a client is shown.
 
 LoradockError                      500 internal_error
+├── NotFinite                      500 not_finite
 ├── ConfigurationError             the service refuses to start, and says why
 ├── InvalidRequest                 400 invalid_request
 │   └── ContextLengthExceeded      400 context_length_exceeded
@@ -45,6 +46,15 @@ class LoradockError(Exception):
     def __init__(self, message: str = INTERNAL) -> None:
         super().__init__(message)
         self.message = message
+
+
+class NotFinite(LoradockError):
+    """The model computed something that is no number; the answer would have been made up."""
+
+    code = "not_finite"
+
+    def __init__(self) -> None:
+        super().__init__("The model's answer contained numbers that are not finite. Its weights may be damaged.")
 
 
 class ConfigurationError(LoradockError):

@@ -106,6 +106,8 @@ def prepare_environment(log_level: str) -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", log_level.upper())
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    # Tells which request met a NaN, so that it fails instead of answering something made up.
+    os.environ.setdefault("VLLM_COMPUTE_NANS_IN_LOGITS", "1")
     if current_platform.is_cpu():
         # The API process needs little; a core kept for it would be a core lost to the engine.
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
