@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx2
 
@@ -32,6 +32,14 @@ class Client:
     def __init__(self, url: str) -> None:
         self._url = url
         self._http = httpx2.Client(timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS))
+
+    def __enter__(self) -> Self:
+        """Keep the connection until the block ends."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self._http.close()
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The body of the answer, None where it has none. Raises ServiceError."""

@@ -23,13 +23,13 @@ REFUSED: Final = 1
 NOT_ASKED: Final = 2
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 
-Name = Annotated[str, typer.Argument(help="The adapter's name.", show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name.", show_default=False)]
 Url = Annotated[str, typer.Option(help="Where the service listens.", envvar="LORADOCK_URL")]
 Json = Annotated[bool, typer.Option("--json", help="Print the service's answer as JSON.")]
 
 
 def publish(
-    directory: Annotated[Path, typer.Argument(help="The directory save_pretrained wrote.", show_default=False)],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What save_pretrained wrote.", show_default=False)],
     name: Annotated[str, typer.Option(help="The name to serve it under.", show_default=False)],
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Accept it though it names another base model.")
@@ -115,7 +115,8 @@ def _service(url: str, *, as_json: bool) -> Iterator[Client]:
     from service.cli.client import Client, ServiceError
 
     try:
-        yield Client(url)
+        with Client(url) as service:
+            yield service
     except ServiceError as error:
         _tell_failure(error, as_json=as_json)
         raise typer.Exit(REFUSED if error.refused else NOT_ASKED) from None
@@ -140,14 +141,14 @@ def _progress(*, quiet: bool) -> Iterator[tuple[Callable[[int], None], Callable[
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("uploading", total=None)
+        upload = bar.add_task("uploading", total=None)
 
         def sent(more: int) -> None:
-            bar.advance(task, more)
-            if bar.tasks[task].finished:
-                bar.update(task, description="proving", total=None)
+            bar.advance(upload, more)
+            if bar.finished:
+                bar.add_task("proving", total=None)
 
-        yield lambda total: bar.update(task, total=total), sent
+        yield lambda total: bar.update(upload, total=total), sent
 
 
 def _tell(record: dict[str, Any], sentence: str, *, as_json: bool) -> None:
