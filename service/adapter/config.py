@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -60,7 +61,7 @@ def parse_config(data: bytes) -> tuple[AdapterConfig | None, list[Problem]]:
     try:
         fields = parse_object(data)
     except ValueError as error:
-        return None, [_invalid(CONFIG, f"adapter_config.json can't be read: {str(error)[:200]}.")]
+        return None, [_invalid(CONFIG, f"adapter_config.json can't be read: {printable(str(error))}.")]
     config = AdapterConfig(
         fields=fields,
         r=_sound(fields.get("r"), is_rank, None),
@@ -179,9 +180,14 @@ def _contradictions(fields: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def clip(value: Any, length: int = 100) -> str:
-    """A stranger's value as it may stand in a message: quoted, printable and short."""
-    text = repr(value if isinstance(value, str | int | float | bool) else str(value)[: 2 * length])
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    """A stranger's value as it may stand in a message: as JSON, printable and short."""
+    return printable(json.dumps(value, ensure_ascii=False), length)
+
+
+def printable(text: str, length: int = 200) -> str:
+    """A text as it may stand in a message, whoever wrote it."""
+    shown = "".join(char if char.isprintable() else "?" for char in text[:length])
+    return shown if len(text) <= length else f"{shown}…"
 
 
 def _invalid(where: str, message: str) -> Problem:

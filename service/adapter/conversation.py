@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, TemplateSyntaxError
 
-from service.adapter.config import clip
+from service.adapter.config import clip, printable
 from service.adapter.features import MERGE
 from service.adapter.spec import Problem, ProblemCode, WarningCode
 from service.adapter.tokenizer import SETTINGS, TEMPLATE, VOCABULARY
@@ -79,8 +79,8 @@ def _vocabulary_problems(tokenizer: Tokenizer, base: Base) -> Iterator[Problem]:
     if beyond:
         yield Problem(
             ProblemCode.VOCABULARY_MISMATCH,
-            f"Its tokenizer has {len(beyond)} tokens beyond the base's vocabulary of {base.vocab_size:,}, "
-            f"the first is {clip(ids[beyond[0]])} with id {beyond[0]}.",
+            f"Its tokenizer goes beyond the base's vocabulary of {base.vocab_size:,}: "
+            f"{clip(ids[beyond[0]])} has the id {beyond[0]}, the last id is {beyond[-1]}.",
             VOCABULARY,
             f"Tokens were added in training, and their embeddings are not part of a LoRA. {MERGE}",
         )
@@ -122,7 +122,7 @@ def _template_problems(template: str | None) -> Iterator[Problem]:
     except (TemplateSyntaxError, RecursionError) as error:
         yield Problem(
             ProblemCode.CONFIG_INVALID,
-            f"Its chat template is not a Jinja template: {clip(str(error), 200)}.",
+            f"Its chat template is not a Jinja template: {printable(str(error))}.",
             TEMPLATE,
             "Save the tokenizer again: tokenizer.save_pretrained(DIR). Without a template the base's is used.",
         )

@@ -126,9 +126,9 @@ def _mirrors(one: str, other: str) -> bool:
 
     A name the list knows is judged by the list alone: there the same leaf may stand for different weights.
     """
-    owners = {name.split("/")[0] for name in (one, other) if "/" in name}
-    known = all(_plain(name) in _groups() for name in (one, other))
-    return not known and MIRROR in owners and len(owners) == 2 and _leaf(one) == _leaf(other)  # noqa: PLR2004
+    if is_local(one) or is_local(other) or all(_plain(name) in _groups() for name in (one, other)):
+        return False
+    return MIRROR in {one.split("/")[0], other.split("/")[0]} and _leaf(one) == _leaf(other)
 
 
 @cache

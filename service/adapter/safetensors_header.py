@@ -85,7 +85,6 @@ class Header:
     """What a safetensors file holds, in the order of its bytes."""
 
     tensors: Mapping[str, TensorEntry]
-    metadata: Mapping[str, str]
     size: int
     """Length of the whole file in bytes."""
     digest: str
@@ -104,12 +103,12 @@ def read_header(file: BinaryIO) -> Header:
         table = parse_object(raw)
     except ValueError as error:
         raise InvalidHeader(f"the header can't be read: {str(error)[:200]}") from None
-    metadata = _metadata(table.pop("__metadata__", None))
+    _check_metadata(table.pop("__metadata__", {}))
     if len(table) > TENSOR_LIMIT:
         raise InvalidHeader(f"it lists {len(table):,} tensors; {TENSOR_LIMIT:,} are accepted")
     entries = _in_file_order(table, origin=LENGTH_BYTES + length)
     _check_extent(entries, origin=LENGTH_BYTES + length, size=size)
-    return Header(MappingProxyType(entries), MappingProxyType(metadata), size, hashlib.sha256(raw).hexdigest())
+    return Header(MappingProxyType(entries), size, hashlib.sha256(raw).hexdigest())
 
 
 def is_whole(path: Path) -> bool:
@@ -190,12 +189,9 @@ def _header_length(prefix: bytes, size: int) -> int:
     return length
 
 
-def _metadata(value: Any) -> dict[str, str]:
-    if value is None:
-        return {}
+def _check_metadata(value: Any) -> None:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise InvalidHeader("its __metadata__ is not a table of texts")
-    return value
 
 
 def _in_file_order(table: Mapping[str, Any], *, origin: int) -> dict[str, TensorEntry]:

@@ -224,16 +224,25 @@ configured(
 configured("trained_tokens_flag", "unsupported_feature", "single tokens were trained", trainable_token_indices=[5, 6])
 configured("alora", "unsupported_feature", "activated LoRA", alora_invocation_tokens=[1, 2])
 configured("replicated_layers", "unsupported_feature", "layers of the base were replicated", layer_replication=[[0, 9]])
-configured("block_diagonal", "unsupported_feature", "block-diagonal LoRA", use_bdlora={"target_modules_bd_a": ["q_proj"]})
+configured(
+    "block_diagonal", "unsupported_feature", "block-diagonal LoRA", use_bdlora={"target_modules_bd_a": ["q_proj"]}
+)
 configured("qalora", "unsupported_feature", "QALoRA", use_qalora=True)
 configured("kasa", "unsupported_feature", "KaSA, which truncates the base", kasa_config={"beta": 1e-4})
 for init in ("pissa", "pissa_niter_16", "olora", "corda", "loftq"):
-    configured(f"init_{init}", "unsupported_feature", f"initialised by {init}: relative to a changed base", init_lora_weights=init)
+    configured(
+        f"init_{init}",
+        "unsupported_feature",
+        f"initialised by {init}: relative to a changed base",
+        init_lora_weights=init,
+    )
 configured("init_unknown", "unsupported_feature", "an initialisation nobody knows", init_lora_weights="mystery")
 
 # The base model
 
-configured("other_base", "base_mismatch", "trained on another model", base_model_name_or_path="unsloth/Llama-3.2-1B-Instruct")
+configured(
+    "other_base", "base_mismatch", "trained on another model", base_model_name_or_path="unsloth/Llama-3.2-1B-Instruct"
+)
 configured(
     "other_size",
     "base_mismatch",
@@ -423,7 +432,10 @@ def one_without_b(directory: Path) -> None:
 
 configured("r_of_another_run", "rank_mismatch", "the configuration of a run with r=16", r=16)
 configured(
-    "pattern_of_another_run", "rank_mismatch", "the rank_pattern of another run", rank_pattern={"layers.3.mlp.up_proj": 4}
+    "pattern_of_another_run",
+    "rank_mismatch",
+    "the rank_pattern of another run",
+    rank_pattern={"layers.3.mlp.up_proj": 4},
 )
 
 
@@ -483,14 +495,22 @@ def matrix_of_three_dimensions(directory: Path) -> None:
 
 @defect("unknown_module", "trained on a deeper model: there is a layer 30")
 def layer_too_many(directory: Path) -> None:
-    edit_tensors(directory, lambda tensors: tensors | renamed(
-        {name: array for name, array in tensors.items() if ".layers.0." in name}, ".layers.0.", ".layers.30."
-    ))
+    edit_tensors(
+        directory,
+        lambda tensors: (
+            tensors
+            | renamed(
+                {name: array for name, array in tensors.items() if ".layers.0." in name}, ".layers.0.", ".layers.30."
+            )
+        ),
+    )
 
 
 @defect("unknown_module", "trained on another architecture")
 def other_architecture(directory: Path) -> None:
-    edit_tensors(directory, lambda tensors: renamed(renamed(tensors, "model.layers.", "transformer.h."), "self_attn", "attn"))
+    edit_tensors(
+        directory, lambda tensors: renamed(renamed(tensors, "model.layers.", "transformer.h."), "self_attn", "attn")
+    )
 
 
 @defect("unknown_module", "the vision part of a model was trained, too")
