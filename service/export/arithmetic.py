@@ -74,8 +74,9 @@ class Magnitude:
         merged = self.inner.apply(rows, first)
         if self.norms is not None:
             return merged * (self.magnitude / self.norms)
-        norms = np.sqrt(np.einsum("ij,ij->i", merged, merged, dtype=np.float64)).astype(np.float32)
-        return merged * (self.magnitude[first : first + len(rows)] / norms)[:, None]
+        norms: Array = np.sqrt(np.einsum("ij,ij->i", merged, merged, dtype=np.float64)).astype(np.float32)
+        factors: Array = self.magnitude[first : first + len(rows)] / norms
+        return merged * factors[:, None]
 
 
 @dataclass(frozen=True, slots=True)

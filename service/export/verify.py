@@ -126,7 +126,7 @@ def _ordered(bits: Any) -> Any:
 def compare(
     what: str, weights: Weights, expected: reference.Answers, got: reference.Answers, *, kept: float | None
 ) -> Comparison:
-    """The figures of a result against the reference `what`. Raises Refused outside the tolerances, saying by how much."""
+    """The figures of a result against the reference `what`. Raises Refused, in figures, outside the tolerances."""
     largest, difference, equal = _logits(expected, got)
     comparison = Comparison(
         reference=what,
