@@ -16,6 +16,7 @@ LoradockError                      500 internal_error
 │   └── TooLarge                   413 too_large
 ├── QueueFull                      429 queue_full
 ├── NotSupported                   501 not_supported
+├── TimedOut                       504 request_timeout
 └── Unavailable                    503 unavailable
     ├── EngineDead                 503 engine_dead
     └── StoreUnavailable           503 store_unavailable
@@ -167,6 +168,16 @@ class QueueFull(LoradockError):
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"The queue is full. Try again in about {retry_after} s.")
         self.retry_after = retry_after
+
+
+class TimedOut(LoradockError):
+    """The answer wasn't complete within the time requests are given."""
+
+    status = HTTPStatus.GATEWAY_TIMEOUT
+    code = "request_timeout"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The answer was not complete within {seconds:g} s.")
 
 
 class NotSupported(LoradockError):

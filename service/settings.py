@@ -76,6 +76,13 @@ class Settings(BaseSettings):
     token_budget: Annotated[int, AfterValidator(_below_ceiling)] = Field(
         TOKEN_CEILING, ge=64, description=f"Prompt tokens in flight at once; never above {TOKEN_CEILING}."
     )
+    max_queued_tokens: int = Field(
+        8 * TOKEN_CEILING, ge=1, description="Prompt tokens that may wait before requests are turned away with 429."
+    )
+    request_timeout: float | None = Field(None, gt=0, description="Seconds an answer may take; else any time.")
+    admission_patience: float = Field(
+        2.0, gt=0, description="Seconds after which a waiting prompt goes before those of busier adapters."
+    )
     max_model_len: int | None = Field(None, ge=1, description="Context length; else the base's own.")
     max_loras: int | None = Field(None, ge=1, description="Different adapters in one batch; chosen if not given.")
     max_cpu_loras: int | None = Field(None, ge=1, description="Adapters held in memory; chosen if not given.")

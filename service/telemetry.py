@@ -12,7 +12,7 @@ from collections import Counter as Tally
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
 if TYPE_CHECKING:
@@ -79,6 +79,25 @@ class Telemetry:
             ("code",),
             registry=self.registry,
         )
+        self._not_finite = Counter(
+            "loradock_not_finite",
+            "Answers that met a number that is not finite and were failed.",
+            ("adapter",),
+            registry=self.registry,
+        )
+        self._splits = Counter(
+            "loradock_budget_splits",
+            "Requests whose prompts could not all enter the engine together.",
+            registry=self.registry,
+        )
+        self._in_flight = Gauge(
+            "loradock_budget_tokens_in_flight",
+            "Prompt tokens that have entered the engine and not yet brought a first token.",
+            registry=self.registry,
+        )
+        self._queued = Gauge(
+            "loradock_budget_tokens_waiting", "Prompt tokens that wait to enter the engine.", registry=self.registry
+        )
         self.registry.register(self)
 
     def serve(self, name: str) -> None:
@@ -88,7 +107,7 @@ class Telemetry:
     def retire(self, name: str) -> None:
         """Take every series of `name` away."""
         self._served.discard(name)
-        for metric in (self._requests, self._tokens, self._first_token):
+        for metric in (self._requests, self._tokens, self._first_token, self._not_finite):
             metric.remove_by_labels({"adapter": name})
 
     def watch_states(self, source: Callable[[], Mapping[str, int]]) -> None:
@@ -106,6 +125,20 @@ class Telemetry:
         self._tokens.labels(name, "completion").inc(completion_tokens)
         if first_token is not None:
             self._first_token.labels(name).observe(first_token)
+
+    def not_finite(self, name: str) -> None:
+        """An answer was failed because of a NaN."""
+        if name in self._served:
+            self._not_finite.labels(name).inc()
+
+    def budget(self, waiting: int, in_flight: int) -> None:
+        """Prompt tokens at the gate, and in the engine without a first token."""
+        self._queued.set(waiting)
+        self._in_flight.set(in_flight)
+
+    def split(self) -> None:
+        """A request's prompts could not all enter together."""
+        self._splits.inc()
 
     def refused(self, code: str) -> None:
         """Something was turned away with this code."""

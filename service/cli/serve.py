@@ -23,6 +23,8 @@ from service.errors import ConfigurationError, LoradockError
 from service.registry.catalog import Catalog
 from service.registry.store import Store
 from service.registry.watch import Watcher
+from service.serving.admission import Gate
+from service.serving.budget import Limits
 from service.serving.generation import Generation
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from service.engine.port import Engine
 
 log = structlog.get_logger(__name__)
+
+ECHO_SEQUENCES = 64
 
 NEVER_ADAPTED = {"lm_head", "embed_tokens"}
 """Left out of LoRA's reach: vLLM's wrapper around the logits slows every base step and dies on echoed logprobs."""
@@ -62,8 +66,13 @@ class Service:
         sizing = size(look(), settings, self._base, store.largest_rank())
         for choice, reason in sizing.reasons.items():
             log.info("chosen", setting=choice, value=reason)
-        self._engine = build_engine(settings, self._base, served, sizing)
         self._telemetry = Telemetry(served)
+        self._gate = Gate(
+            Limits(settings.token_budget, ECHO_SEQUENCES, sizing.max_loras, settings.admission_patience),
+            settings.max_queued_tokens,
+            self._telemetry,
+        )
+        self._engine = build_engine(settings, self._base, served, sizing, self._gate)
         residency = Residency(self._engine, sizing.max_cpu_loras)
         self._catalog = Catalog(
             store,
@@ -122,7 +131,9 @@ class Service:
             await self._engine.start()
             # vLLM has set its own logging up by now.
             logs.configure(self._settings.log_format, self._settings.log_level)
-            self._telemetry.max_loras = self._engine.limits.max_loras
+            limits = self._engine.limits
+            self._gate.size(sequences=limits.max_num_seqs, slots=limits.max_loras)
+            self._telemetry.max_loras = limits.max_loras
             self._readiness.settle(STARTING)
             await self._catalog.start()
             self._readiness.settle(RESTORING)
@@ -194,7 +205,7 @@ def last_name(path: str) -> str:
     return path.rpartition(".")[2]
 
 
-def build_engine(settings: Settings, base: Base, served: str, sizing: Sizing) -> Engine:
+def build_engine(settings: Settings, base: Base, served: str, sizing: Sizing, gate: Gate) -> Engine:
     """The engine that was asked for; vLLM is imported here and not before."""
     if settings.engine == "echo":
         from service.engine.echo import EchoEngine
@@ -205,9 +216,11 @@ def build_engine(settings: Settings, base: Base, served: str, sizing: Sizing) ->
                 sizing.max_lora_rank,
                 sizing.max_loras,
                 sizing.max_cpu_loras,
+                ECHO_SEQUENCES,
                 settings.max_model_len or base.max_position_embeddings or 0,
                 base.dtype if settings.dtype == "auto" else settings.dtype,
-            )
+            ),
+            gate,
         )
     try:
         from service.engine.vllm import VllmEngine
@@ -215,7 +228,7 @@ def build_engine(settings: Settings, base: Base, served: str, sizing: Sizing) ->
         raise ConfigurationError(
             f"No engine is installed ({error.name} is missing): install loradock[cpu], or loradock[gpu] beside a GPU."
         ) from None
-    return VllmEngine(settings, base.path, served, sizing, targets(base))
+    return VllmEngine(settings, base.path, served, sizing, targets(base), gate)
 
 
 def versions(engine: str) -> dict[str, Any]:

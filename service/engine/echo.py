@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,7 +19,9 @@ from service.engine.port import Call, EngineAdapter, EngineLimits, Operation, Pr
 from service.errors import EngineDead, Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+
+    from service.engine.port import Gate
 
 OWNER = "loradock"
 
@@ -59,9 +62,10 @@ CHAT = Operation("/v1/chat/completions", "chat", EchoChat, "Answer a chat")
 class EchoEngine:
     """See the module. `events` lists loads, unloads and aborts in the order they happened."""
 
-    def __init__(self, limits: EngineLimits | None = None) -> None:
+    def __init__(self, limits: EngineLimits | None = None, gate: Gate | None = None) -> None:
         self.operations: Sequence[Operation] = (COMPLETIONS, CHAT)
-        self.limits = limits or EngineLimits(64, 4, 8, 8192, "bfloat16")
+        self.limits = limits or EngineLimits(64, 4, 8, 64, 8192, "bfloat16")
+        self._gate = gate
         self.steps = asyncio.Event()
         self.steps.set()
         self.loaded: dict[str, EngineAdapter] = {}
@@ -116,6 +120,8 @@ class EchoEngine:
     async def run(self, operation: str, call: Call) -> Reply:
         """Echo: `NAME: the words of the prompt`, cut at max_tokens words."""
         await self.check()
+        if self._gate:
+            self._gate.check()
         body = call.body
         chat = operation == CHAT.name
         prompt = body.messages[-1].content if chat else body.prompt
@@ -123,7 +129,7 @@ class EchoEngine:
         words = f"{speaker}: {prompt}".split()
         finish = "length" if len(words) > body.max_tokens else "stop"
         call.usage.prompt_tokens = len(prompt.split())
-        answer = self._speak(speaker, words[: body.max_tokens], call)
+        answer = self._admitted(self._speak(speaker, words[: body.max_tokens], call), call)
         if body.stream:
             return Reply(stream=_events(answer, body.model, finish, chat=chat))
         text = " ".join([word async for word in answer])
@@ -133,7 +139,18 @@ class EchoEngine:
         """One series, so that joining is tested."""
         return f"# TYPE echo_adapters gauge\necho_adapters {len(self.loaded)}\n".encode()
 
-    async def _speak(self, speaker: str, words: Sequence[str], call: Call) -> AsyncIterator[str]:
+    async def _admitted(self, words: AsyncGenerator[str, None], call: Call) -> AsyncGenerator[str, None]:
+        lane = call.adapter.name if call.adapter else ""
+        async with AsyncExitStack() as stack:
+            entrance = self._gate.admit(lane, call.usage.prompt_tokens, 1, id(call)) if self._gate else None
+            admitted = await stack.enter_async_context(entrance) if entrance else None
+            await stack.enter_async_context(aclosing(words))
+            async for word in words:
+                if admitted:
+                    admitted.spoke(1)
+                yield word
+
+    async def _speak(self, speaker: str, words: Sequence[str], call: Call) -> AsyncGenerator[str, None]:
         assert call.adapter is None or speaker in self.loaded, "run on an adapter that isn't loaded"  # noqa: S101 (an invariant of the port)
         began = time.monotonic()
         self.running[speaker] = self.running.get(speaker, 0) + 1
@@ -174,11 +191,14 @@ def _whole(text: str, model: str | None, finish: str, call: Call, *, chat: bool)
     }
 
 
-async def _events(words: AsyncIterator[str], model: str | None, finish: str, *, chat: bool) -> AsyncIterator[str]:
+async def _events(
+    words: AsyncGenerator[str, None], model: str | None, finish: str, *, chat: bool
+) -> AsyncIterator[str]:
     kind = "chat.completion.chunk" if chat else "text_completion"
     gap = ""
-    async for word in words:
-        yield f"data: {json.dumps(_envelope(kind, model, _choice(gap + word, None, 'delta', chat=chat)))}\n\n"
-        gap = " "
+    async with aclosing(words):
+        async for word in words:
+            yield f"data: {json.dumps(_envelope(kind, model, _choice(gap + word, None, 'delta', chat=chat)))}\n\n"
+            gap = " "
     yield f"data: {json.dumps(_envelope(kind, model, _choice('', finish, 'delta', chat=chat)))}\n\n"
     yield "data: [DONE]\n\n"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from contextvars import ContextVar
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import SimpleNamespace
@@ -34,7 +33,8 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.tokenizers import get_tokenizer
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from service.engine.port import Call, EngineAdapter, Operation, Reply
+from service.engine.port import EngineAdapter, Operation, Reply
+from service.engine.work import Work, current
 from service.errors import (
     ContextLengthExceeded,
     EngineDead,
@@ -71,9 +71,6 @@ TOO_LONG = {"input_tokens", "input_text"}
 TEMPLATE = "chat_template.jinja"
 TOKENIZER = "tokenizer_config.json"
 
-current: ContextVar[Call | None] = ContextVar("loradock_call", default=None)
-"""The request a handler is working on. Each HTTP request runs in a task, and so in a context, of its own."""
-
 
 @dataclass(frozen=True, slots=True)
 class Voice:
@@ -89,8 +86,8 @@ class Models(OpenAIServingModels):  # type: ignore[misc]  # vLLM's types are not
 
     def model_name(self, lora_request: LoRARequest | None = None) -> str:
         """The name the client asked for, which is the one its answer carries."""
-        call = current.get()
-        asked: str | None = call.body.model if call else None
+        work = current.get(None)
+        asked: str | None = work.call.body.model if work else None
         return asked or cast("str", super().model_name(lora_request))
 
 
@@ -118,8 +115,8 @@ class Renderer(OnlineRenderer):  # type: ignore[misc]  # vLLM's types are not fo
         return await OnlineRenderer.preprocess_cmpl(self._speaking_as(self._voice()), *args, **kwargs)
 
     def _voice(self) -> Voice | None:
-        call = current.get()
-        return self.voices.get(call.adapter.name) if call and call.adapter else None
+        work = current.get(None)
+        return self.voices.get(work.lane) if work else None
 
     def _speaking_as(self, voice: Voice | None) -> Any:
         if voice is None or voice.renderer is None:
@@ -198,21 +195,22 @@ class OpenAILayer:
             voice.renderer.shutdown()
         return cast("LoRARequest | None", self.models.lora_requests.pop(name, None))
 
-    async def run(self, operation: str, call: Call) -> Reply:
+    async def run(self, operation: str, work: Work) -> Reply:
         """Hand the request to vLLM's handler under the engine's own name for the model."""
         # Never reset: a stream is read by this task after we returned, in this same context.
-        current.set(call)
-        name = call.adapter.name if call.adapter else self._served
-        body = call.body.model_copy(update={"model": name})
+        current.set(work)
+        body = work.call.body.model_copy(update={"model": work.lane or self._served})
         try:
-            result = await self._handlers[operation](body, call.raw)
-        except EngineDeadError:
-            raise EngineDead from None
-        except (VLLMError, ValueError, TypeError, OverflowError, NotImplementedError) as error:
-            raise _translated(error) from error
-        if call.usage.not_finite:
-            raise NotFinite
-        return _reply(operation, result)
+            reply = _reply(operation, await self._handlers[operation](body, work.call.raw), work)
+        except BaseException as error:
+            await work.close()
+            if (ours := _translated(error)) is not error:
+                raise ours from error
+            raise
+        if reply.stream is None:
+            await work.close()
+            return reply
+        return Reply(stream=_to_the_end(reply.stream, work))
 
 
 def _read_voice(adapter: EngineAdapter, llm: AsyncLLM) -> Voice | None:
@@ -224,7 +222,9 @@ def _read_voice(adapter: EngineAdapter, llm: AsyncLLM) -> Voice | None:
     return Voice(text, renderer) if text or renderer else None
 
 
-def _reply(operation: str, result: Any) -> Reply:
+def _reply(operation: str, result: Any, work: Work) -> Reply:
+    if work.usage.not_finite:
+        raise NotFinite
     if isinstance(result, ErrorResponse):
         raise _error(result)
     if hasattr(result, "model_dump"):
@@ -240,10 +240,24 @@ async def _responses_events(events: AsyncIterator[Any]) -> AsyncIterator[str]:
         yield f"event: {event.type}\ndata: {data}\n\n"
 
 
-def _translated(error: Exception) -> LoradockError:
-    if isinstance(error, VLLMValidationError) and error.parameter in TOO_LONG:
-        return ContextLengthExceeded(error.args[0], "prompt")
-    return _error(create_error_response(error))
+async def _to_the_end(stream: AsyncIterator[str], work: Work) -> AsyncIterator[str]:
+    try:
+        async for chunk in stream:
+            yield chunk
+    finally:
+        await work.close()
+
+
+def _translated(error: BaseException) -> BaseException:
+    """What vLLM raised, in our words; what is ours or nobody's fault stays as it is."""
+    match error:
+        case EngineDeadError():
+            return EngineDead()
+        case VLLMValidationError() if error.parameter in TOO_LONG:
+            return ContextLengthExceeded(error.args[0], "prompt")
+        case VLLMError() | ValueError() | TypeError() | OverflowError() | NotImplementedError():
+            return _error(create_error_response(error))
+    return error
 
 
 def _error(response: ErrorResponse) -> LoradockError:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
 
@@ -42,6 +43,8 @@ class EngineLimits:
     """Adapters one step can mix (slots)."""
     max_cpu_loras: int
     """Adapters held in memory, slots included."""
+    max_num_seqs: int
+    """Sequences one step can advance."""
     max_model_len: int
     dtype: str
     """The serving type: bfloat16, float16 or float32."""
@@ -100,6 +103,27 @@ class Operation:
     """The key `Engine.run` takes."""
     request_type: Any
     summary: str
+
+
+class Pass(Protocol):
+    """The right to be in the engine, held by one prompt from entering to its end."""
+
+    def spoke(self, tokens: int) -> None:
+        """The engine has generated so many more tokens for it; the first ones say that the prompt was read."""
+
+
+class Gate(Protocol):
+    """What every prompt passes on its way in; `serving.admission.Gate` keeps it."""
+
+    def check(self) -> None:
+        """Raise QueueFull when no more requests are taken; to be called before an answer is begun."""
+
+    def admit(self, lane: str, tokens: int, sequences: int, request: Hashable) -> AbstractAsyncContextManager[Pass]:
+        """Wait until a prompt may enter, and hold its place.
+
+        lane: the adapter's engine name, "" for the base. tokens: of the prompt, times the answers asked for.
+        request: what this prompt has in common with its siblings.
+        """
 
 
 class Engine(Protocol):

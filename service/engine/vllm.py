@@ -12,13 +12,14 @@ import math
 import multiprocessing
 import os
 import time
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 from prometheus_client import REGISTRY, generate_latest
 from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
+from vllm.renderers.inputs.preprocess import extract_prompt_len
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -26,16 +27,19 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from service.adapter.spec import Problem, ProblemCode
 from service.engine import arguments, plugin
-from service.engine.openai_layer import OPERATIONS, OpenAILayer, current
+from service.engine.openai_layer import OPERATIONS, OpenAILayer
 from service.engine.port import Call, EngineAdapter, EngineLimits, Operation, Proof, Reply
+from service.engine.work import Work, current
 from service.errors import ConfigurationError, EngineDead, NotFinite, Rejected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from vllm.outputs import RequestOutput
 
+    from service.engine.port import Gate, Pass, Usage
     from service.engine.sizing import Sizing
     from service.settings import Settings
 
@@ -57,17 +61,31 @@ REFUSED = Problem(
 
 
 class Llm(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
-    """vLLM's engine client, metering what passes below the handlers."""
+    """vLLM's engine client behind our gate: below all handlers, so that every route obeys and is metered."""
+
+    gate: Gate
+
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        """Turn a request away before its answer is begun. Raises QueueFull.
+
+        Handlers ask without an id; vLLM asks again, with one, for what has passed the gate already.
+        """
+        if request_id is None:
+            self.gate.check()
+        super().check_admission(n, request_id)
 
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         """One prompt's outputs; the handlers call this once a prompt and merge by index themselves."""
-        call = current.get()
-        if call and call.adapter and call.adapter.stop_token_ids and not sampling_params.ignore_eos:
-            sampling_params = _also_stopping_at(sampling_params, call.adapter.stop_token_ids)
-        outputs: AsyncGenerator[RequestOutput, None] = super().generate(prompt, sampling_params, request_id, **kwargs)
-        return _metered(outputs, call, sampling_params.output_kind) if call else outputs
+        work = current.get()
+        stops = work.adapter.stop_token_ids if work.adapter else ()
+        if stops and not sampling_params.ignore_eos:
+            sampling_params = _also_stopping_at(sampling_params, stops)
+        tokens = extract_prompt_len(self.model_config, prompt) * sampling_params.n
+        entrance = self.gate.admit(work.lane, tokens, sampling_params.n, work)
+        outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
+        return work.add(_answered(entrance, outputs, work, sampling_params.output_kind))
 
 
 class VllmEngine:
@@ -75,7 +93,9 @@ class VllmEngine:
 
     operations: Sequence[Operation] = OPERATIONS
 
-    def __init__(self, settings: Settings, model: Path, served: str, sizing: Sizing, targets: list[str]) -> None:
+    def __init__(
+        self, settings: Settings, model: Path, served: str, sizing: Sizing, targets: list[str], gate: Gate
+    ) -> None:
         """Take the base's directory, its public name and the last names of the modules LoRA may adapt.
 
         Raises ConfigurationError when an argument can't be had; nothing is started yet.
@@ -84,6 +104,8 @@ class VllmEngine:
         self._args = arguments.parse(settings, model, served, sizing, targets)
         self._served = served
         self._budget = settings.token_budget
+        self._gate = gate
+        self._timeout = settings.request_timeout
         self._ids = itertools.count(1)
         self._base_canary: list[float] = []
         self._stopping = False
@@ -96,10 +118,11 @@ class VllmEngine:
             self._llm = await asyncio.to_thread(Llm.from_vllm_config, config)
         except RuntimeError as error:
             raise ConfigurationError("The engine did not start; its own log above says why.") from error
+        self._llm.gate = self._gate
         await self._demand_guards()
         self._layer = OpenAILayer(self._llm, self._args, self._served)
         await self._layer.wire()
-        self._base_canary = await self._canary(None)
+        self._base_canary = await self._canary(None, None)
 
     async def stop(self) -> None:
         """End the engine's processes; what still runs is aborted."""
@@ -122,6 +145,7 @@ class VllmEngine:
             max_lora_rank=config.lora_config.max_lora_rank,
             max_loras=config.lora_config.max_loras,
             max_cpu_loras=config.lora_config.max_cpu_loras,
+            max_num_seqs=config.scheduler_config.max_num_seqs,
             max_model_len=config.model_config.max_model_len,
             dtype=str(config.model_config.dtype).removeprefix("torch."),
         )
@@ -157,7 +181,7 @@ class VllmEngine:
         await self.check()
         request = self._layer.models.lora_requests[adapter.name]
         counts = await self._llm.collective_rpc("loradock_modules", args=(request.lora_int_id,))
-        spoken = await self._canary(request)
+        spoken = await self._canary(adapter, request)
         return Proof(
             modules=min(counts),
             finite=all(map(math.isfinite, spoken)),
@@ -177,7 +201,7 @@ class VllmEngine:
     async def run(self, operation: str, call: Call) -> Reply:
         """Let vLLM's handler for the operation answer."""
         await self.check()
-        return await self._layer.run(operation, call)
+        return await self._layer.run(operation, Work(call, self._timeout))
 
     def metrics(self) -> bytes:
         """The series vLLM registers with prometheus-client's default registry."""
@@ -190,8 +214,8 @@ class VllmEngine:
                     f"The engine runs without {', '.join(missing)}; is loradock's plugin missing from VLLM_PLUGINS?"
                 )
 
-    async def _canary(self, request: LoRARequest | None) -> list[float]:
-        """Log-probabilities of a short greedy answer, prompt included."""
+    async def _canary(self, adapter: EngineAdapter | None, request: LoRARequest | None) -> list[float]:
+        """Log-probabilities of a short greedy answer, prompt included. It waits at the gate like everybody else."""
         prompt = tokens_input(self._llm.renderer.get_tokenizer().encode("The"), cache_salt=CANARY_SALT)
         params = SamplingParams(
             temperature=0.0,
@@ -202,33 +226,60 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         name = f"canary-{request.lora_name if request else 'base'}-{time.monotonic_ns()}"
+        current.set(Work(Call(None, adapter), None))
         async for output in self._llm.generate(prompt, params, name, lora_request=request):
             final = output
         steps = [*filter(None, final.prompt_logprobs or ()), *(final.outputs[0].logprobs or ())]
         return [entry.logprob for step in steps for entry in step.values()]
 
 
-async def _metered(
-    outputs: AsyncGenerator[RequestOutput, None], call: Call, kind: RequestOutputKind
+async def _answered(
+    entrance: AbstractAsyncContextManager[Pass],
+    outputs: AsyncGenerator[RequestOutput, None],
+    work: Work,
+    kind: RequestOutputKind,
 ) -> AsyncGenerator[RequestOutput, None]:
-    """Pass the outputs on and note what they took. Raises NotFinite when the engine met a NaN on the way."""
-    usage, spoken = call.usage, 0
-    first = True
-    async with aclosing(outputs):
-        async for output in outputs:
-            if first:
-                usage.prompt_tokens += len(output.prompt_token_ids or ())
-                first = False
-            if output.metrics is not None:
-                if usage.time_to_first_token is None:
-                    usage.time_to_first_token = output.metrics.first_token_latency
-                if output.metrics.is_corrupted:
-                    usage.not_finite = True
-                    raise NotFinite
-            said = sum(len(choice.token_ids) for choice in output.outputs)
-            usage.completion_tokens += said if kind is RequestOutputKind.DELTA else said - spoken
-            spoken = said
+    """Enter the engine, pass its outputs on and note what they took. Raises NotFinite and TimedOut."""
+    meter = Meter(work.usage, kind)
+    async with AsyncExitStack() as stack:
+        async with work.deadline():
+            admitted = await stack.enter_async_context(entrance)
+        await stack.enter_async_context(aclosing(outputs))
+        while True:
+            async with work.deadline():
+                output = await anext(outputs, None)
+            if output is None:
+                return
+            admitted.spoke(meter.read(output))
             yield output
+
+
+class Meter:
+    """Counts one prompt's tokens, whichever way its outputs repeat them."""
+
+    def __init__(self, usage: Usage, kind: RequestOutputKind) -> None:
+        self._usage = usage
+        self._kind = kind
+        self._spoken = 0
+        self._first = True
+
+    def read(self, output: RequestOutput) -> int:
+        """Note one output; how many tokens it adds. Raises NotFinite when the engine met a NaN on the way."""
+        usage = self._usage
+        if self._first:
+            usage.prompt_tokens += len(output.prompt_token_ids or ())
+            self._first = False
+        if output.metrics is not None:
+            if usage.time_to_first_token is None:
+                usage.time_to_first_token = output.metrics.first_token_latency
+            if output.metrics.is_corrupted:
+                usage.not_finite = True
+                raise NotFinite
+        said = sum(len(choice.token_ids) for choice in output.outputs)
+        new = said if self._kind is RequestOutputKind.DELTA else said - self._spoken
+        self._spoken = said
+        usage.completion_tokens += new
+        return new
 
 
 def _also_stopping_at(params: SamplingParams, token_ids: Sequence[int]) -> SamplingParams:

@@ -93,6 +93,8 @@ class Exchange:
 
     def count(self) -> None:
         """Hand what this request took to the metrics."""
+        if self._usage.not_finite:
+            self._generation.telemetry.not_finite(self._lease.name)
         engine_time = self._usage.time_to_first_token
         self._generation.telemetry.answered(
             self._lease.name,

@@ -88,7 +88,7 @@ def adapter(directory: Path, name: str) -> EngineAdapter:
 @pytest.fixture
 async def engine() -> EchoEngine:
     """EchoEngine asserts by itself that it is never overfilled and that nothing is unloaded under a request."""
-    echo = EchoEngine(EngineLimits(16, 1, 3, 4096, "bfloat16"))
+    echo = EchoEngine(EngineLimits(16, 1, 3, 8, 4096, "bfloat16"))
     await echo.start()
     return echo
 

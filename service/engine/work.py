@@ -1,0 +1,88 @@
+"""One request inside the engine's room: its call, its deadline, and the prompts it has running."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+
+from service.errors import TimedOut
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
+
+    from service.engine.port import Call, EngineAdapter, Usage
+
+T = TypeVar("T")
+
+
+class Work:
+    """What `generate` needs to know of the request it is called for; handlers don't hand it down.
+
+    Closing it ends every prompt that still runs, so that an adapter is let go only when the engine has been told.
+    """
+
+    def __init__(self, call: Call, timeout: float | None) -> None:
+        """`timeout` is in seconds, from now; None is any time."""
+        self.call = call
+        self._timeout = timeout
+        self._ends = asyncio.get_running_loop().time() + timeout if timeout else None
+        self._running: dict[AsyncGenerator[Any, None], asyncio.Event] = {}
+
+    @property
+    def adapter(self) -> EngineAdapter | None:
+        """The leased version; None is the base."""
+        return self.call.adapter
+
+    @property
+    def lane(self) -> str:
+        """Whose turn it is at the gate."""
+        return self.call.adapter.name if self.call.adapter else ""
+
+    @property
+    def usage(self) -> Usage:
+        """What the request takes."""
+        return self.call.usage
+
+    @asynccontextmanager
+    async def deadline(self) -> AsyncIterator[None]:
+        """Around one wait. Raises TimedOut when the request's time is up."""
+        try:
+            async with asyncio.timeout_at(self._ends):
+                yield
+        except TimeoutError:
+            raise TimedOut(self._timeout or 0.0) from None
+
+    def add(self, outputs: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """Keep track of one prompt's outputs until they end."""
+        ended = asyncio.Event()
+
+        async def followed() -> AsyncGenerator[T, None]:
+            try:
+                async for output in outputs:
+                    yield output
+            finally:
+                await outputs.aclose()
+                ended.set()
+
+        following = followed()
+        self._running[following] = ended
+        return following
+
+    async def close(self) -> None:
+        """End what still runs; returns when the engine has been told."""
+        with anyio.CancelScope(shield=True):
+            for outputs, ended in self._running.items():
+                # Where a task of vLLM's is in the middle of it, that task has been cancelled and ends it.
+                with suppress(RuntimeError):
+                    await outputs.aclose()
+                    continue
+                await ended.wait()
+        self._running.clear()
+
+
+current: ContextVar[Work] = ContextVar("loradock_work")
+"""The request a handler is working on. Each HTTP request runs in a task, and so in a context, of its own."""
