@@ -128,7 +128,7 @@ def _mirrors(one: str, other: str) -> bool:
     """
     if is_local(one) or is_local(other) or all(_plain(name) in _groups() for name in (one, other)):
         return False
-    return MIRROR in {one.split("/")[0], other.split("/")[0]} and _leaf(one) == _leaf(other)
+    return any(name.startswith(f"{MIRROR}/") for name in (one, other)) and _leaf(one) == _leaf(other)
 
 
 @cache

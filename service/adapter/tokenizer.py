@@ -104,7 +104,7 @@ def _read_vocabulary(directory: Path, like: Vocabulary | None, *, follow: bool) 
         return like
     try:
         document = parse_object(data)
-        model = dict(document.get("model") or {})
+        model = {**document["model"]}
         tokens = {**_model_tokens(model.pop("vocab", {})), **_added_tokens(document.pop("added_tokens", None) or [])}
         rules = _digest_rules(document, model)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -607,14 +607,9 @@ def _poison(value: float, name: str) -> Spoil:
 
 for label, value in (("nan", float("nan")), ("inf", float("inf")), ("minus_inf", float("-inf"))):
     for part in "AB":
-        DEFECTS.append(
-            Defect(
-                f"one_{label}_in_{part.lower()}",
-                frozenset({"not_finite"}),
-                f"a single {value} in a lora_{part}",
-                _poison(value, f"{ROOT}.layers.29.mlp.up_proj.lora_{part}.weight"),
-            )
-        )
+        spoil = _poison(value, f"{ROOT}.layers.29.mlp.up_proj.lora_{part}.weight")
+        story, codes = f"a single {value} in a lora_{part}", frozenset({"not_finite"})
+        DEFECTS += [Defect(f"one_{label}_in_{part.lower()}", codes, story, spoil)]
 
 
 @defect("not_finite", "training diverged: everything is NaN")
@@ -681,7 +676,7 @@ def other_tokenizer(directory: Path) -> None:
 
 @defect("vocabulary_mismatch", "an end token that is in no vocabulary")
 def end_token_unknown(directory: Path) -> None:
-    edit_json(directory, "tokenizer_config.json", lambda fields: fields.update(eos_token="<|nowhere|>"))
+    edit_json(directory, "tokenizer_config.json", lambda fields: fields.update({"eos_token": "<|nowhere|>"}))
 
 
 @defect("config_invalid", "tokenizer.json was cut off")

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mixtures
 import numpy as np
@@ -14,6 +13,9 @@ from tiny_model import BASE_ID, HIDDEN, VOCABULARY, write_adapter, write_base
 from service.adapter.base import Base, find_model
 from service.adapter.modules import Experts
 from service.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-
 from adapter.defects import DEFECTS, MAX_RANK, Defect, by_name
+
 from service.adapter.inspection import inspect
 from service.adapter.spec import codes
 

@@ -10,7 +10,7 @@ paths = st.lists(st.from_regex(r"[a-z0-9_]{1,12}", fullmatch=True), min_size=1, 
 
 
 @given(paths, st.sampled_from([Part.A, Part.B]), st.sampled_from(["", ".default", ".my_adapter"]), st.booleans())
-def test_pairs(path: str, part: Part, adapter: str, rooted: bool) -> None:  # noqa: FBT001
+def test_pairs(path: str, part: Part, adapter: str, rooted: bool) -> None:
     name = parse_name(f"{ROOT if rooted else ''}{path}.{part.value}{adapter}.weight")
     assert name == TensorName(part, path)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapter.defects import DEFECTS, MAX_RANK
+
 from service.adapter.inspection import inspect
 from service.adapter.spec import codes
 

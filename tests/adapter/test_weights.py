@@ -83,7 +83,7 @@ def test_finite_numbers_whose_squares_are_not(tmp_path: Path, tiny_base: Base) -
 
 @pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize("stored", ["stacked", "flipped", "single"])
-def test_experts_are_measured_one_by_one(tmp_path: Path, stored: str, grouped: bool) -> None:  # noqa: FBT001
+def test_experts_are_measured_one_by_one(tmp_path: Path, stored: str, grouped: bool) -> None:
     base = Base.read(mixtures.write_base(tmp_path / "base", stored))
     pairs = mixtures.expert_pairs()["experts"]
     module = f"{mixtures.EXPERTS_PATH}.down_proj"
