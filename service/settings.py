@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     base_model_name: str | None = Field(
         None, description="What the base is called by adapters; else read from its config.json."
     )
-    served_model_name: str | None = Field(None, description="The base's public name; else --model as given.")
+    served_model_name: str | None = Field(None, description="The base's public name; else the one adapters know it by.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
 
