@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +15,8 @@ from service.cli.app import app
 from service.settings import PREFIX, Settings
 
 if TYPE_CHECKING:
+    import enum
+
     from house import House
 
 pytestmark = pytest.mark.anyio
