@@ -129,7 +129,7 @@ class Catalog:
             if entry.ref.pinned and entry.active:
                 self._switch.pin(entry)
                 self._background.spawn(self._changes.load(entry.active), f"load {entry.name}")
-        self._background.spawn(asyncio.to_thread(self._store.empty_trash), "empty the trash")
+        self._work.spawn(to_end(asyncio.to_thread(self._store.empty_trash)), "empty the trash")
         self._background.spawn(self._restoration.prove_again(list(self._entries.values())), "prove again")
 
     async def stop(self) -> None:

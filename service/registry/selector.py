@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,6}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{8,64}")
 NEAREST: Final = 3
-COMPARED: Final = 400
+COMPARED: Final = 200
 """Names compared with a mistyped one. Comparing is slow, and anybody may ask for a name that doesn't exist."""
 
 

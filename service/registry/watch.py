@@ -97,12 +97,20 @@ class Watcher:
         await self._consider_all(home, found)
         self.scanned.set()
         log.info("adapters_scanned", directories=len(found))
+        if self._watch:
+            await self._go_on(home)
+
+    async def _go_on(self, home: Path) -> None:
         looked = self._clock()
-        while self._watch:
+        while True:
             everything = await self._something_to_do(looked)
             if everything:
                 looked = self._clock()
-            await self._look_again(home, everything=everything)
+            try:
+                await self._look_again(home, everything=everything)
+            except Exception:
+                log.exception("watching_failed")
+                await asyncio.sleep(POLL)
 
     async def _must_poll(self, home: Path) -> bool:
         return self._polling if self._polling is not None else await asyncio.to_thread(is_remote, home)
@@ -124,7 +132,9 @@ class Watcher:
         due = self._settling.next_due()
         patience = min(rescan, rescan if due is None else due) - self._clock()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._notice.wait(), max(patience, 0))
+            # Not wait_for: Python 3.11's loses a cancellation that comes together with the notice.
+            async with asyncio.timeout(max(patience, 0)):
+                await self._notice.wait()
         return self._clock() >= rescan
 
     async def _look_again(self, home: Path, *, everything: bool) -> None:
