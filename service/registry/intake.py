@@ -39,6 +39,20 @@ FREE: Final = 16 << 20
 """Bytes that may be unpacked whatever the ratio."""
 PADDING: Final = 4 << 20
 """Bytes of a tar that are no content: headers, and what fills the last block of each member."""
+KINDS: Final = frozenset(
+    {
+        tarfile.REGTYPE,
+        tarfile.AREGTYPE,
+        tarfile.CONTTYPE,
+        tarfile.DIRTYPE,
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+    }
+)
+"""Headers of a tar that are read: of files, of folders, and those that carry their names and attributes."""
 CHUNK: Final = 1 << 18
 GZIP: Final = b"\x1f\x8b"
 ZIP: Final = b"PK"
@@ -190,7 +204,7 @@ class _Header(tarfile.TarInfo):
         content = header.isreg() or header.isdir()
         if cls.count > MOST_HEADERS or (not content and header.size > LARGEST_EXTRA_HEADER):
             _too_large()
-        if header.type not in tarfile.SUPPORTED_TYPES or header.type == tarfile.GNUTYPE_SPARSE:
+        if header.type not in KINDS:
             _refuse_kind(header.name)
         return header
 
