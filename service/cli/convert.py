@@ -56,8 +56,11 @@ def convert(
     Nothing is uploaded or downloaded, and SRC stays as it is. Exits with 0 when OUT is there, whole and proven, 1 when
     the conversion was refused and 2 when it can't be told here; then there is no OUT.
     """
+    import os
+
     from rich.console import Console
 
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported, which only the run itself does
     from service.export.convert import convert as run
     from service.export.refusal import Refused, Undecided
     from service.export.request import Request
@@ -100,13 +103,14 @@ def _terminable() -> Iterator[None]:
 def _progress(*, quiet: bool) -> Iterator[Progress]:
     """A line for each stage, with a bar where its length is known, on standard error."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.filesize import decimal
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     with Progress(
         SpinnerColumn(finished_text="✔"),
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
+        TextColumn("{task.fields[amount]}"),
         TimeElapsedColumn(),
         console=Console(stderr=True, highlight=False),
         disable=quiet,
@@ -117,8 +121,8 @@ def _progress(*, quiet: bool) -> Iterator[Progress]:
             if stage not in tasks:
                 for task in bars.tasks:
                     bars.update(task.id, total=task.total or 1, completed=task.total or 1)
-                tasks[stage] = bars.add_task(stage, total=total or None)
-            bars.update(tasks[stage], completed=done)
+                tasks[stage] = bars.add_task(stage, total=total or None, amount="")
+            bars.update(tasks[stage], completed=done, amount=f"{decimal(done)} of {decimal(total)}" if total else "")
 
         yield tell
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.adapter.content import digest_of
 from service.adapter.files import TOKENIZER_LIMIT, read_bytes
+from service.adapter.spec import WarningCode
 from service.adapter.tokenizer import TEMPLATE
 from service.errors import Rejected
 from service.export import complete
@@ -16,7 +17,7 @@ from service.export.from_adapter import from_adapter
 from service.export.from_model import from_model
 from service.export.merge import Merger, total_bytes
 from service.export.proof import Proof
-from service.export.refusal import Refused
+from service.export.refusal import Refusal, Refused
 from service.export.report import FILE, Conversion, Verification
 from service.export.room import check_place, make_room, put_in_place
 from service.export.shards import write_shards
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 STORED = {"bfloat16": "BF16", "float16": "F16"}
 PARTS_OF_IT = ("loradock", "numpy", "safetensors", "torch", "transformers", "peft")
-CHUNK = 1 << 20
+KEPT = 0.5
+"""Part of the adapter's effect on the logits below which the loss deserves a word."""
 
 
 def convert(request: Request, progress: Progress) -> Conversion:
@@ -70,7 +72,7 @@ def _make(made: Path, source: Source, given: Ingredients, request: Request, prog
         bytes=total_bytes(tensors),
         weights=weights,
         supplied=given.supplied,
-        notes=(*source.notes, *given.notes),
+        notes=(*source.notes, *given.notes, *_weakness(verification)),
         verification=verification,
         versions=_versions(verification),
     )
@@ -111,7 +113,7 @@ def _prove(
 ) -> Verification:
     proof = Proof(made, request.dtype, request.verify_engine, progress)
     if source.kind is Kind.ADAPTER:
-        return proof.of_merge(source.directory, given.model, given.plan, tied=tied)
+        return proof.of_merge(source, given.model, given.plan, tied=tied)
     return proof.of_model(given.model, given.base_tensors)
 
 
@@ -127,6 +129,16 @@ def _digest(source: Source) -> str:
         with (source.directory / name).open("rb") as file:
             digest.update(f"{name}\0".encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _weakness(verification: Verification | None) -> tuple[Refusal, ...]:
+    kept = verification.comparison.kept if verification else None
+    if kept is None or kept >= KEPT:
+        return ()
+    said = (
+        f"Rounding to 16 bits took {1 - kept:.0%} of what the adapter does: it is very weak beside the base's weights."
+    )
+    return (Refusal(WarningCode.WEAK_EFFECT, said, "", "Serve it as an adapter, which isn't rounded into the base."),)
 
 
 def _versions(verification: Verification | None) -> dict[str, str]:

@@ -62,12 +62,17 @@ class Module:
     """What it is → the tensor's name in the adapter's file."""
 
 
+def plain_name(name: str) -> str:
+    """A tensor's name as PEFT saves it: without the adapter's own name inside."""
+    return _ADAPTER_NAME.sub("", name)
+
+
 def take_apart(names: Iterable[str]) -> tuple[dict[str, Module], list[str]]:
     """Module path → its parts, and the names that fit no pattern."""
     modules: dict[str, dict[Part, str]] = {}
     unknown: list[str] = []
     for name in names:
-        plain = _ADAPTER_NAME.sub("", name.removeprefix(ROOT))
+        plain = plain_name(name).removeprefix(ROOT)
         suffix, part = next((row for row in _SUFFIXES if plain.endswith(f".{row[0]}")), ("", None))
         if not suffix:
             unknown.append(name)

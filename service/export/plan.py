@@ -270,7 +270,11 @@ class _Planner:
         """The plan, with what follows for an embedding that is the output layer too."""
         embedding = self.embedding
         head = naming.head(self.base) or next((name for name in self.changes if name.endswith(naming.HEADS)), "")
-        if not head and self._parts_from_head(embedding):
+        if self.tied and self.config.fields.get("ensure_weight_tying") and embedding in self.changes:
+            # Trained as one; what the file holds for the output layer is a copy.
+            self.changes.pop(head, None)
+            head = ""
+        elif not head and self._parts_from_head(embedding):
             head = _head_beside(embedding)
         rows = self._rows(embedding)
         if head and rows != self._rows(head):
@@ -294,9 +298,7 @@ class _Planner:
         PEFT trains single tokens in both; whole embeddings and pairs only when told to (ensure_weight_tying).
         """
         change = self.changes.get(embedding)
-        if change is None or self.config.fields.get("ensure_weight_tying"):
-            return False
-        return not isinstance(change.recipe, Rows)
+        return change is not None and not isinstance(change.recipe, Rows)
 
 
 def _unwrapped(path: str) -> str:

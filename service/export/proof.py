@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from service.export.plan import Plan
+    from service.export.source import Source
     from service.export.tensors import Tensors
 
 WEIGHTS_INDEX = {"safetensors": "model.safetensors.index.json", "bin": "pytorch_model.bin.index.json"}
@@ -39,16 +40,19 @@ class Proof:
     stage: Callable[[str], None]
     """Told what is being done."""
 
-    def of_merge(self, adapter: Path, base: Model, plan: Plan, *, tied: bool) -> Verification:
+    def of_merge(self, adapter: Source, base: Model, plan: Plan, *, tied: bool) -> Verification:
         """An adapter's merge: changed tensors are the targets, and PEFT's own merge gives the same."""
         self.stage("Comparing with the base")
         untied = plan.head if plan.unties and not tied else ""
         changed = self._changed(base.tensors)
         check_changed(changed, set(plan.changes), untied=untied)
-        self.stage("Merging with PEFT")
+        self.stage("Loading transformers and PEFT")
         asked = reference.prompts(self.made)
+        self.stage("Merging with PEFT")
         with base.as_directory() as directory:
-            theirs, effect = reference.peft_merge(directory, adapter, rows=plan.rows, untied=bool(untied), asked=asked)
+            theirs, effect = reference.peft_merge(
+                directory, adapter.directory, adapter.weights[0], rows=plan.rows, untied=bool(untied), asked=asked
+            )
         comparison, engine = self._compare(f"PEFT {version('peft')}'s merge", theirs, asked, effect)
         return Verification(len(changed), len(plan.changes), comparison, engine)
 
@@ -65,8 +69,9 @@ class Proof:
                     "",
                     "Convert the adapter itself, which merges it.",
                 )
-        self.stage("Loading the source with transformers")
+        self.stage("Loading transformers")
         asked = reference.prompts(self.made)
+        self.stage("Loading the source")
         with source.as_directory() as directory:
             theirs = reference.load(directory, self.dtype)
         comparison, engine = self._compare("the source's own weights", theirs, asked, None)

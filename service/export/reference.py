@@ -16,13 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from service.adapter.config import CONFIG
 from service.export.features import MERGED, WITHOUT_MEANING
+from service.export.parts import plain_name
 from service.export.refusal import ExportCode, Undecided, refuse
+from service.export.shards import Planned, write_shards
+from service.export.tensors import ADAPTER_SAFETENSORS, open_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 NEW_TOKENS = 16
 TEXTS = ("The capital of France is", "def add(a, b):", "Once upon a time")
+FOR_PEFT = WITHOUT_MEANING - {"auto_mapping", "runtime_config", "unsloth_fused_expert_lora", "lora_B_layout"}
+"""Fields that PEFT itself needs to find what was trained."""
 QUESTION = "What is the answer to life, the universe and everything?"
 
 
@@ -124,13 +129,14 @@ class Effect:
 
 
 def peft_merge(
-    base: Path, adapter: Path, *, rows: int, untied: bool, asked: Sequence[Sequence[int]]
+    base: Path, adapter: Path, weights: str, *, rows: int, untied: bool, asked: Sequence[Sequence[int]]
 ) -> tuple[Any, Effect]:
     """Base and adapter loaded by PEFT and merged by it, all in float32, where nothing is rounded on the way.
 
-    `rows` is the vocabulary the adapter was trained with. `untied` gives the base an output layer of its own before
-    PEFT sees it: PEFT merges in place, and a change of the embedding alone would change a shared output layer too,
-    which base + adapter doesn't do. Raises Undecided when PEFT can't read the adapter, or not all of it.
+    `weights` is the adapter's file, `rows` the vocabulary it was trained with. PEFT merges in place, so where embedding
+    and output layer share their memory it changes both by what is meant for one, or one by what is meant for both:
+    they are parted first, as base + adapter treats them, and `untied` says that they come apart for good.
+    Raises Undecided when PEFT can't read all of the adapter.
     """
     from peft import PeftModel
 
@@ -138,9 +144,8 @@ def peft_merge(
     with _quiet():
         if model.get_input_embeddings().weight.shape[0] != rows:
             model.resize_token_embeddings(rows, mean_resizing=False)
-        if untied:
-            _untie(model)
-        with _understood(adapter) as sound, warnings.catch_warnings(record=True) as caught:
+        _part_head(model, untied=untied)
+        with _understood(adapter, weights) as sound, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 wrapped = PeftModel.from_pretrained(model, str(sound)).eval()
@@ -150,7 +155,9 @@ def peft_merge(
     adapted = last_logits(wrapped, asked)
     with wrapped.disable_adapter():
         plain = last_logits(wrapped, asked)
-    return wrapped.merge_and_unload().eval(), Effect(adapted, plain)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that the output layer is no longer the embedding, as was asked
+        return wrapped.merge_and_unload().eval(), Effect(adapted, plain)
 
 
 def cast(model: Any, dtype: str) -> Any:
@@ -164,16 +171,28 @@ def cast(model: Any, dtype: str) -> Any:
 
 
 @contextmanager
-def _understood(adapter: Path) -> Iterator[Path]:
-    """The adapter with only those fields of its configuration that the merge understood: PEFT imports by some."""
+def _understood(adapter: Path, weights: str) -> Iterator[Path]:
+    """The adapter under PEFT's own names, with only those fields that the merge understood: PEFT imports by some."""
     fields = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
-    known = MERGED | WITHOUT_MEANING - {"auto_mapping", "runtime_config", "unsloth_fused_expert_lora", "lora_B_layout"}
     with TemporaryDirectory() as name:
-        for file in adapter.glob("adapter_model.*"):
-            (Path(name) / file.name).symlink_to(file.resolve())
-        kept = {key: value for key, value in fields.items() if key in known}
-        (Path(name) / CONFIG).write_text(json.dumps(kept), encoding="utf-8")
-        yield Path(name)
+        room = Path(name)
+        _give_weights(room, adapter, weights)
+        kept = {key: value for key, value in fields.items() if key in MERGED | FOR_PEFT}
+        (room / CONFIG).write_text(json.dumps(kept), encoding="utf-8")
+        yield room
+
+
+def _give_weights(room: Path, adapter: Path, weights: str) -> None:
+    """A link to the weights, or where a name isn't PEFT's a copy with names that are."""
+    with open_tensors(adapter, (weights,)) as tensors:
+        names = {plain_name(name): name for name in tensors.entries}
+        if all(plain == name for plain, name in names.items()):
+            (room / weights).symlink_to((adapter / weights).resolve())
+            return
+        entries = [(plain, tensors.entries[name]) for plain, name in names.items()]
+        planned = [Planned(plain, entry.dtype, entry.shape) for plain, entry in entries]
+        (written,) = write_shards(room, planned, lambda tensor: iter([tensors.read(names[tensor.name])]))
+        (room / written).rename(room / ADAPTER_SAFETENSORS)
 
 
 def _require_all_loaded(messages: Iterable[str]) -> None:
@@ -182,13 +201,15 @@ def _require_all_loaded(messages: Iterable[str]) -> None:
             raise Undecided(f"PEFT loads only a part of the adapter: {message.splitlines()[0][:300]}")
 
 
-def _untie(model: Any) -> None:
+def _part_head(model: Any, *, untied: bool) -> None:
+    """Give the output layer memory of its own, and say so in the configuration if it is to be one of its own."""
     from torch.nn import Parameter
 
     head = model.get_output_embeddings()
     head.weight = Parameter(head.weight.detach().clone())
-    for config in (model.config, model.config.get_text_config()):
-        config.tie_word_embeddings = False
+    if untied:
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
 
 
 def _auto_class(directory: Path) -> Any:
