@@ -48,6 +48,8 @@ log = structlog.get_logger(__name__)
 STOP_SECONDS = 15.0
 """What the engine's processes get to end by themselves before they are killed."""
 
+READ_POLL_SECONDS = 0.02
+
 CANARY_TOKENS = 4
 CANARY_SALT = "loradock-canary"
 """Keeps the canary's blocks out of every client's prefix cache."""
@@ -156,11 +158,15 @@ class VllmEngine:
             raise EngineDead
 
     async def load(self, adapter: EngineAdapter) -> None:
-        """Read it into memory and a slot."""
+        """Read it into the engine's memory; a slot is taken when its first request runs.
+
+        vLLM's own add_lora would read inside the engine's loop, and every running stream would wait.
+        """
         await self.check()
         request = LoRARequest(adapter.name, next(self._ids), str(adapter.path))
         try:
-            await self._llm.add_lora(request)
+            await asyncio.to_thread(_warm, adapter.path)
+            await self._read_in(request)
             await self._layer.admit(adapter, request)
         except EngineDeadError:
             raise EngineDead from None
@@ -206,6 +212,17 @@ class VllmEngine:
     def metrics(self) -> bytes:
         """The series vLLM registers with prometheus-client's default registry."""
         return generate_latest(REGISTRY)
+
+    async def _read_in(self, request: LoRARequest) -> None:
+        names = (request.lora_int_id, request.lora_name, request.lora_path)
+        await self._llm.collective_rpc("loradock_read", args=names)
+        waiting = True
+        while waiting:
+            await asyncio.sleep(READ_POLL_SECONDS)
+            answers = await self._llm.collective_rpc("loradock_register", args=(request.lora_int_id,))
+            if refusals := [answer for answer in answers if isinstance(answer, str)]:
+                raise ValueError(refusals[0])
+            waiting = not all(answers)
 
     async def _demand_guards(self) -> None:
         for guards in await self._llm.collective_rpc("loradock_guards"):
@@ -280,6 +297,14 @@ class Meter:
         self._spoken = said
         usage.completion_tokens += new
         return new
+
+
+def _warm(directory: Path) -> None:
+    """Bring the weights into the page cache: a worker that had to wait for the disk would hold its interpreter."""
+    with (directory / "adapter_model.safetensors").open("rb", buffering=0) as file:
+        chunk = bytearray(1 << 20)
+        while file.readinto(chunk):
+            pass
 
 
 def _also_stopping_at(params: SamplingParams, token_ids: Sequence[int]) -> SamplingParams:

@@ -6,13 +6,47 @@ mixed into vLLM's own class.
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+
+from vllm.lora.request import LoRARequest
+
+_reader = ThreadPoolExecutor(1, thread_name_prefix="loradock-read")
+"""One at a time: reading competes with the steps for the interpreter and the memory's bandwidth."""
 
 
 class WorkerExtension:
     """Mixed into the worker by `--worker-extension-cls`."""
 
     model_runner: Any
+
+    def loradock_read(self, lora_id: int, name: str, path: str) -> None:
+        """Begin to read an adapter's file in a thread, so that steps go on meanwhile."""
+        request = LoRARequest(name, lora_id, path)
+        self._loradock_reads[lora_id] = _reader.submit(self.model_runner.lora_manager._load_adapter, request)  # noqa: SLF001
+
+    def loradock_register(self, lora_id: int) -> bool | str:
+        """Hand an adapter that has been read to vLLM's cache, without taking a slot: between two steps, in moments.
+
+        True when that is done, False while it is still being read, or the reason why it can't be had.
+        """
+        manager = self.model_runner.lora_manager._adapter_manager  # noqa: SLF001
+        if lora_id in manager.list_adapters():
+            return True
+        read = self._loradock_reads[lora_id]
+        if not read.done():
+            return False
+        del self._loradock_reads[lora_id]
+        try:
+            manager.add_adapter(read.result())
+        except Exception as error:  # noqa: BLE001 (whatever vLLM finds wrong with it is an answer, not a failure of ours)
+            return f"{type(error).__name__}: {error}"
+        return True
+
+    @property
+    def _loradock_reads(self) -> dict[int, Future[Any]]:
+        reads: dict[int, Future[Any]] = self.__dict__.setdefault("loradock_reads", {})
+        return reads
 
     def loradock_guards(self) -> dict[str, bool]:
         """Which guards of `service.engine.plugin` are in force in this worker; the service won't start without."""

@@ -51,7 +51,6 @@ class ServiceProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": ""},
             )
         self.wait_until_ready()
         return self
@@ -93,6 +92,9 @@ class ServiceProcess:
 
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300)
+
+    def async_client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300)
 
     def http(self) -> httpx2.Client:
         return httpx2.Client(base_url=self.url, timeout=300)

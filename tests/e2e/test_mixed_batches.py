@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
-import openai
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from service_process import ServiceProcess
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 REQUESTS = 200
 
@@ -52,7 +51,7 @@ def test_every_answer_equals_the_solo_answer(
     asked = random.Random(7).choices(pairs, k=REQUESTS)
 
     async def ask_all() -> list[str]:
-        client = openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0, timeout=300)
+        client = service.async_client()
         at_once = asyncio.Semaphore(16)
 
         async def ask(model: str, question: str) -> str:
