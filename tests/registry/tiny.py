@@ -105,7 +105,7 @@ class Builder:
     def __init__(self, root: Path, base: Base) -> None:
         self.state = root / "state"
         self.adapters = root / "adapters"
-        self.adapters.mkdir()
+        self.adapters.mkdir(exist_ok=True)
         self.base = base
         self.source = root / "sources"
 
