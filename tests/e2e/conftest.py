@@ -22,11 +22,11 @@ def launch(
     """Start a service over a fresh copy of the demo adapters; all are stopped at the end of the session."""
     started: list[ServiceProcess] = []
 
-    def launch(*further: str) -> ServiceProcess:
+    def launch(*further: str, model: Path = demo_base) -> ServiceProcess:
         room = tmp_path_factory.mktemp("service")
         adapters = room / "adapters"
         shutil.copytree(demo_adapters, adapters)
-        service = ServiceProcess(demo_base, adapters, room / "state", room / "service.log", further)
+        service = ServiceProcess(model, adapters, room / "state", room / "service.log", further)
         started.append(service)
         return service.start()
 
