@@ -66,6 +66,10 @@ class Settings(BaseSettings):
     watch_settle: float = Field(
         1.0, ge=0, le=3600, description="Seconds a directory must be unchanged before it is published."
     )
+    watch_retire: bool = Field(False, description="Stop serving an adapter when its directory is removed.")
+    watch_polling: bool | None = Field(
+        None, description="Look for changes instead of being told of them; else on network file systems only."
+    )
     scan_timeout: float = Field(120.0, gt=0, description="Seconds after which readiness no longer waits for the scan.")
     allow_base_mismatch: Names = Field(
         default_factory=list, description="Scanned adapters that may name another base model."

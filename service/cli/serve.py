@@ -93,6 +93,8 @@ class Service:
             watch=settings.watch,
             settle=settings.watch_settle,
             allow_base_mismatch=settings.allow_base_mismatch,
+            retire=settings.watch_retire,
+            polling=settings.watch_polling,
         )
         self._readiness = Readiness()
         self._telemetry.watch_states(self._catalog.counts)
