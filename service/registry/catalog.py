@@ -174,13 +174,12 @@ class Catalog:
 
     def records(self) -> list[dict[str, Any]]:
         """Every name, in the contract's form."""
-        names = [name for name, entry in self._entries.items() if entry.standing]
-        return [self.record(name) for name in sorted({*names, *self._unnamed})]
+        names = {name for name in self._entries if self._listed(name)}
+        return [self.record(name) for name in sorted(names | self._unnamed.keys())]
 
     def record(self, name: str) -> dict[str, Any]:
         """One name. Raises AdapterNotFound."""
-        entry = self._entries.get(name)
-        if entry and entry.standing:
+        if entry := self._listed(name):
             return entry.record(self._residency.where)
         if failure := self._unnamed.get(name):
             return failed_record(name, failure)
@@ -189,7 +188,7 @@ class Catalog:
     def counts(self) -> dict[str, int]:
         """State → how many names."""
         standings = Counter(str(entry.standing) for entry in self._entries.values())
-        standings["failed"] += len(self._unnamed)
+        standings["failed"] += sum(not self._listed(name) for name in self._unnamed)
         return {state: standings[state] for state in STATES}
 
     @asynccontextmanager
@@ -232,7 +231,8 @@ class Catalog:
 
         Raises AdapterNotFound, StoreUnavailable.
         """
-        if self._unnamed.pop(name, None) is None:
+        noted = self._unnamed.pop(name, None)
+        if not noted or self._listed(name):
             await self._change(self._changes.remove(self._entry(name)), f"remove {name}")
 
     async def remove_version(self, name: str, number: int) -> None:
@@ -255,12 +255,38 @@ class Catalog:
     # What the watcher asks.
 
     def offer(self, name: str, directory: str, *, allow_base_mismatch: bool) -> Offer | None:
-        """What a watched directory last held; None where that was never judged, or under other conditions."""
+        """What a watched directory last held; None where it should be tried whatever it held.
+
+        That is when it was never judged, when it was refused under other conditions than today's, or when it is the
+        active version and that one is not fit to be served as it was published.
+        """
         entry = self._entries.get(name)
         offer = entry.ref.offers.get(directory) if entry else None
-        if offer and offer.refused in {None, self._prover.conditions(allow_base_mismatch=allow_base_mismatch)}:
-            return offer
-        return None
+        if entry is None or offer is None:
+            return None
+        if offer.refused not in {None, self._prover.conditions(allow_base_mismatch=allow_base_mismatch)}:
+            return None
+        active = entry.active
+        if offer.refused is None and active and active.version.digest == offer.digest:
+            unfit = not active.servable if allow_base_mismatch else active.state is State.FAILED
+            return None if unfit else offer
+        return offer
+
+    def offering(self, home: Path) -> set[str]:
+        """The names that subdirectories of `home` have offered and that are still listed."""
+        names = {name for name, entry in self._entries.items() if str(home / name) in entry.ref.offers}
+        return {name for name in names | self._unnamed.keys() if name in self._unnamed or self._listed(name)}
+
+    async def vanished(self, name: str, directory: str, *, retire: bool) -> None:
+        """A watched directory is gone: forget what it only failed to offer and, if so told, retire what it offered.
+
+        Its return counts as new then. Raises StoreUnavailable.
+        """
+        self._unnamed.pop(name, None)
+        entry = self._listed(name)
+        offer = entry.ref.offers.get(directory) if entry else None
+        if entry and offer and (entry.active is None or (retire and entry.active.version.digest == offer.digest)):
+            await self._change(self._changes.remove(entry, forget=directory), f"retire {name}")
 
     async def restamp(self, name: str, directory: str, stamp: str) -> None:
         """Note that a directory was touched and still holds what it held. Raises StoreUnavailable."""
@@ -314,6 +340,10 @@ class Catalog:
     async def _change(self, work: Coroutine[Any, Any, T], name: str) -> T:
         """Carry a change through, also when the client who asked for it leaves."""
         return await self._work.carry_through(work, name)
+
+    def _listed(self, name: str) -> Entry | None:
+        entry = self._entries.get(name)
+        return entry if entry and entry.standing else None
 
     def _entry(self, name: str) -> Entry:
         try:

@@ -39,10 +39,13 @@ class Changes:
             if ref is not entry.ref:
                 await self._activate(entry, ref)
 
-    async def remove(self, entry: Entry) -> None:
-        """Serve it no longer; return when its last request has ended and its files are gone."""
+    async def remove(self, entry: Entry, forget: str = "") -> None:
+        """Serve it no longer; return when its last request has ended and its files are gone.
+
+        `forget` is a watched directory whose return is to count as new.
+        """
         async with _present(entry):
-            drains = await self._switch.move(entry, entry.ref.remove(self._clock()))
+            drains = await self._switch.move(entry, entry.ref.remove(self._clock()).forget(forget))
             log.info("adapter_removed", adapter=entry.name)
         await asyncio.gather(*drains)
 

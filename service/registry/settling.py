@@ -16,7 +16,8 @@ PATIENCE: Final = 5
 class Waiting:
     """A directory that has changed and is not yet tried."""
 
-    stamp: str
+    stamp: str | None
+    """What it looks like; None is one that is gone."""
     since: float
     due: float
     last_call: bool = False
@@ -34,12 +35,11 @@ class Settling:
     def see(self, stamps: Mapping[str, str | None], now: float) -> None:
         """Take note of how some directories look now; None is one that is gone."""
         for name, stamp in stamps.items():
-            if stamp is None or self._tried.get(name) == stamp:
+            waiting = self._waiting.get(name)
+            if stamp is not None and self._tried.get(name) == stamp:
                 self._waiting.pop(name, None)
-            elif name not in self._waiting or self._waiting[name].stamp != stamp:
+            elif waiting is None or waiting.stamp != stamp:
                 self._waiting[name] = Waiting(stamp, now, now + self._settle)
-            if stamp is None:
-                self._tried.pop(name, None)
 
     def due(self, now: float) -> dict[str, Waiting]:
         """The directories that have been left alone for their time."""
@@ -57,7 +57,12 @@ class Settling:
         if name in self._waiting and self._waiting[name].stamp == stamp:
             del self._waiting[name]
 
-    def postpone(self, name: str, stamp: str, due: float) -> None:
+    def forget(self, name: str) -> None:
+        """It is gone; should it come back it is new, whatever it looks like."""
+        self._tried.pop(name, None)
+        self._waiting.pop(name, None)
+
+    def postpone(self, name: str, stamp: str | None, due: float) -> None:
         """It couldn't be tried; do so at `due` unless it changes before."""
         self._tried.pop(name, None)
         self._waiting[name] = Waiting(stamp, due, due, last_call=True)

@@ -71,7 +71,9 @@ class Store:
         except OSError as error:
             store.close()
             if error.errno not in READ_ONLY or not (store.root / "refs").is_dir():
-                raise ConfigurationError(f"The state directory {store.root} can't be used: {words(error)}") from error
+                raise ConfigurationError(
+                    f"The state directory {store.root} can't be used: {error.strerror}."
+                ) from error
             store._check_format()
             log.warning("store_is_read_only", reason=error.strerror)
         except BaseException:
@@ -140,8 +142,9 @@ class Store:
 
     def empty_trash(self) -> None:
         """Delete what was put there."""
-        for path in self._paths("trash"):
-            self.delete(path)
+        if self.writable:
+            for path in self._paths("trash"):
+                self.delete(path)
 
     def scratch(self) -> Path:
         """A fresh empty directory in staging; `delete` it, or the next start will."""

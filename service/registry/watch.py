@@ -27,7 +27,7 @@ from service.registry.settling import Settling
 from service.registry.stamp import stamp_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from service.registry.catalog import Catalog
 
@@ -46,8 +46,9 @@ RETRY: Final = 30.0
 class Watcher:
     """See the module. `scanned` is set when the first scan is done, and at once where there is nothing to scan.
 
-    settle: seconds a directory must be left alone. allow_base_mismatch: names that may name another base. max_bytes:
-    of one adapter's files. polling: look often instead of being notified; None decides by the file system.
+    settle: seconds a directory must be left alone. allow_base_mismatch: names that may name another base. retire: stop
+    serving what a directory offered when the directory is gone. polling: look often instead of being notified; None
+    decides by the file system.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Watcher:
         watch: bool = True,
         settle: float = 1.0,
         allow_base_mismatch: Collection[str] = (),
+        retire: bool = False,
         polling: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -66,6 +68,7 @@ class Watcher:
         self._home = adapters_dir.expanduser().absolute() if adapters_dir else None
         self._watch = watch
         self._mismatch = frozenset(allow_base_mismatch)
+        self._retire = retire
         self._polling = polling
         self._clock = clock
         self._settling = Settling(settle)
@@ -98,6 +101,8 @@ class Watcher:
         self.scanned.set()
         log.info("adapters_scanned", directories=len(found))
         if self._watch:
+            gone = await asyncio.to_thread(_gone, home, self._catalog.offering(home) - set(found))
+            self._settling.see(dict.fromkeys(gone), self._clock())
             await self._go_on(home)
 
     async def _go_on(self, home: Path) -> None:
@@ -141,26 +146,32 @@ class Watcher:
         self._notice.clear()
         touched, self._touched = self._touched | self._settling.waiting, set()
         stamps = await asyncio.to_thread(_look, home, None if everything else touched)
-        gone = (self._settling.known if everything else touched) - set(stamps)
+        gone = await asyncio.to_thread(
+            _gone, home, (self._settling.known if everything else touched & self._settling.known) - set(stamps)
+        )
         now = self._clock()
         self._settling.see({**stamps, **dict.fromkeys(gone)}, now)
         due = self._settling.due(now)
-        whole = await asyncio.to_thread(_whole, home, [name for name, waiting in due.items() if not waiting.last_call])
-        for name in whole.keys() - {name for name, is_so in whole.items() if is_so}:
+        unsure = [name for name, waiting in due.items() if waiting.stamp is not None and not waiting.last_call]
+        torn = await asyncio.to_thread(_torn, home, unsure)
+        for name in torn:
             self._settling.incomplete(name)
-        ready = {name: waiting.stamp for name, waiting in due.items() if waiting.last_call or whole[name]}
-        await self._consider_all(home, ready)
+        await self._consider_all(home, {name: waiting.stamp for name, waiting in due.items() if name not in torn})
 
-    async def _consider_all(self, home: Path, stamps: dict[str, str]) -> None:
+    async def _consider_all(self, home: Path, stamps: Mapping[str, str | None]) -> None:
         async with asyncio.TaskGroup() as group:
             for name, stamp in stamps.items():
                 group.create_task(self._consider(home, name, stamp))
 
-    async def _consider(self, home: Path, name: str, stamp: str) -> None:
+    async def _consider(self, home: Path, name: str, stamp: str | None) -> None:
         async with self._slots:
-            self._settling.tried(name, stamp)
             try:
-                await self._offer(home, name, stamp)
+                if stamp is None:
+                    self._settling.forget(name)
+                    await self._catalog.vanished(name, str(home / name), retire=self._retire)
+                else:
+                    self._settling.tried(name, stamp)
+                    await self._offer(home, name, stamp)
             except NameTaken as taken:
                 self._catalog.refuse(name, taken.problems)
             except Rejected:
@@ -207,8 +218,14 @@ def _look(home: Path, names: Iterable[str] | None) -> dict[str, str]:
     return stamps
 
 
-def _whole(home: Path, names: Iterable[str]) -> dict[str, bool]:
-    return {name: is_whole(home / name / WEIGHTS) for name in names}
+def _gone(home: Path, names: Collection[str]) -> set[str]:
+    """Those that are no longer there. Where `home` itself can't be seen nothing is: it may be mounted again."""
+    return {name for name in names if not (home / name).exists()} if names and home.is_dir() else set()
+
+
+def _torn(home: Path, names: Iterable[str]) -> set[str]:
+    """Those whose weights are not whole."""
+    return {name for name in names if not is_whole(home / name / WEIGHTS)}
 
 
 def _printable(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,12 @@ class Clockwork:
         self.left = left
         self.passed: list[str] = []
 
+    @property
+    def stopped(self) -> bool:
+        return self.left is not None and len(self.passed) >= self.left
+
     def __call__(self, step: str) -> None:
-        if self.left is not None and len(self.passed) >= self.left:
+        if self.stopped:
             raise Crash(step)
         self.passed.append(step)
 
@@ -129,6 +134,9 @@ async def attempt(builder: Builder, work: Callable[..., Awaitable[None]], left: 
     clockwork = Clockwork(left)
     try:
         async with builder.open(step=clockwork, keep_versions=keep) as house:
+            # The trash is emptied in the background: let its writes come first, so that every run has one order.
+            while any((builder.state / "trash").iterdir()) and not clockwork.stopped:
+                await asyncio.sleep(0.001)
             await work(house, builder)
     except Crash:
         pass

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import make_adapter
+from tiny import make_adapter, make_base
 
 from service.errors import StoreUnavailable
 from service.registry.filesystem import is_remote
@@ -30,11 +30,17 @@ async def once(condition):
 
 
 @asynccontextmanager
-async def watched(builder, *, settle=SETTLE, polling=None, watch=True, lax=(), **settings):
+async def watched(builder, *, settle=SETTLE, polling=None, watch=True, lax=(), retire=False, **settings):
     """A registry with a watcher whose first scan is done."""
     async with builder.open(**settings) as house:
         watcher = Watcher(
-            house.catalog, builder.adapters, watch=watch, settle=settle, polling=polling, allow_base_mismatch=lax
+            house.catalog,
+            builder.adapters,
+            watch=watch,
+            settle=settle,
+            polling=polling,
+            allow_base_mismatch=lax,
+            retire=retire,
         )
         await watcher.start()
         await watcher.scanned.wait()
@@ -162,6 +168,60 @@ async def test_a_directory_that_goes_leaves_its_adapter(builder):
         assert standing(house)["pirate"] == ("ready", 1)
 
 
+async def test_a_directory_that_goes_may_take_its_adapter_along(builder):
+    for name in ("pirate", "cow", "kept"):
+        make_adapter(builder.adapters / name, 1)
+    async with watched(builder, retire=True) as house:
+        shutil.rmtree(builder.adapters / "pirate")
+        await once(lambda: "pirate" not in standing(house))
+        await house.catalog.publish("kept", builder.adapter(2))
+    shutil.rmtree(builder.adapters / "cow")
+    shutil.rmtree(builder.adapters / "kept")
+    async with watched(builder, retire=True) as house:
+        await once(lambda: standing(house) == {"kept": ("ready", 2)})
+        make_adapter(builder.adapters / "pirate", 1)
+        await once(lambda: standing(house).get("pirate") == ("ready", 2))
+
+
+async def test_a_home_that_is_gone_takes_nothing_along(builder, monkeypatch):
+    monkeypatch.setattr("service.registry.watch.POLL", 0.05)
+    make_adapter(builder.adapters / "pirate", 1)
+    async with watched(builder, retire=True, polling=True) as house:
+        builder.adapters.rename(builder.adapters.with_name("unmounted"))
+        await asyncio.sleep(5 * SETTLE)  # nothing is what must happen
+        assert standing(house)["pirate"] == ("ready", 1)
+
+
+async def test_a_failure_goes_with_its_directory(builder):
+    for name in ("empty", "no name"):
+        (builder.adapters / name).mkdir()
+    async with watched(builder) as house:
+        assert set(standing(house)) == {"empty", "no name"}
+        for name in ("empty", "no name"):
+            (builder.adapters / name).rmdir()
+        await once(lambda: standing(house) == {})
+
+
+async def test_what_the_disk_lost_comes_back_from_its_directory(builder):
+    make_adapter(builder.adapters / "pirate", 1)
+    async with watched(builder):
+        pass
+    shutil.rmtree(builder.state / "adapters" / "pirate")
+    async with watched(builder) as house:
+        assert standing(house)["pirate"] == ("ready", 2)
+
+
+async def test_another_base_may_be_allowed_after_the_base_has_changed(builder):
+    make_adapter(builder.adapters / "pirate", 1)
+    async with watched(builder):
+        pass
+    other = make_base(builder.source / "other", "somebody/else")
+    async with watched(builder, base=other) as house:
+        await once(lambda: standing(house)["pirate"] == ("failed", 1))
+    async with watched(builder, base=other, lax=["pirate"]) as house:
+        await once(lambda: standing(house)["pirate"] == ("ready", 2))
+
+
 async def test_a_name_that_came_by_upload_is_changed_only_by_what_is_new(builder):
     make_adapter(builder.adapters / "pirate", 1)
     async with watched(builder) as house:
@@ -259,15 +319,14 @@ async def test_a_name_that_is_not_text_is_listed_as_text(builder):
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.sampled_from([None, "x", "y"])), max_size=30), st.floats(0.01, 3))
 def test_nothing_is_due_before_it_was_left_alone(sights, settle):
-    settling, now, since, stamp = Settling(settle), 0.0, 0.0, None
+    settling, now, since, stamp = Settling(settle), 0.0, 0.0, "unseen"
     for pause, seen in sights:
         now += pause
         settling.see({"pirate": seen}, now)
         if seen != stamp:
             since, stamp = now, seen
-        due = settling.due(now)
-        assert ("pirate" in due) == (stamp is not None and since + settle <= now)
-        assert (settling.next_due() is None) == (stamp is None)
+        assert ("pirate" in settling.due(now)) == (since + settle <= now)
+        assert settling.next_due() == since + settle
 
 
 def test_one_that_is_not_whole_gets_its_patience_and_then_a_last_call():
@@ -294,8 +353,19 @@ def test_what_went_and_came_back_is_new():
     settling = Settling(1.0)
     settling.tried("pirate", "x")
     settling.see({"pirate": None}, 0.0)
+    assert settling.due(1.0)["pirate"].stamp is None
+    settling.forget("pirate")
+    assert not settling.known
     settling.see({"pirate": "x"}, 1.0)
-    assert settling.due(2.0)
+    assert settling.due(2.0)["pirate"].stamp == "x"
+
+
+def test_what_was_gone_for_a_moment_only_is_as_it_was():
+    settling = Settling(1.0)
+    settling.tried("pirate", "x")
+    settling.see({"pirate": None}, 0.0)
+    settling.see({"pirate": "x"}, 0.5)
+    assert not settling.due(9.0)
 
 
 # Stamps
