@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -115,8 +116,17 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _is_names_or_text(value: Any) -> bool:
-    return _is_text(value) or _is_names(value)
+def _is_names_or_expression(value: Any) -> bool:
+    return _is_names(value) or (_is_text(value) and _is_expression(value))
+
+
+def _is_expression(value: str) -> bool:
+    """Whether it is a regular expression; it is compiled here and never run."""
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
 
 
 def _is_integers(value: Any) -> bool:
@@ -130,14 +140,14 @@ def _is_fraction(value: Any) -> bool:
 _FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "r": (is_rank, "a positive integer"),
     "lora_alpha": (_is_alpha, "a number that is not negative"),
-    "target_modules": (_is_names_or_text, "a list of module names or a regular expression"),
-    "exclude_modules": (_is_names_or_text, "a list of module names or a regular expression"),
+    "target_modules": (_is_names_or_expression, "a list of module names or a regular expression"),
+    "exclude_modules": (_is_names_or_expression, "a list of module names or a regular expression"),
     "target_parameters": (_is_names, "a list of names"),
     "modules_to_save": (_is_names, "a list of names"),
     "rank_pattern": (_is_rank_table, "a table from simple module patterns to positive integers"),
     "alpha_pattern": (_is_alpha_table, "a table from simple module patterns to numbers"),
     "layers_to_transform": (lambda value: type(value) is int or _is_integers(value), "a list of layer numbers"),
-    "layers_pattern": (_is_names_or_text, "a name or a list of names"),
+    "layers_pattern": (_is_names_or_expression, "a pattern or a list of patterns"),
     "base_model_name_or_path": (_is_text, "a text"),
     "revision": (_is_text, "a text"),
     "task_type": (_is_text, "a text"),

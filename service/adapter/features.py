@@ -57,7 +57,8 @@ def unsupported_features(fields: Mapping[str, Any]) -> Iterator[Problem]:
     `modules_to_save` is not among them: whether it matters depends on the tensors.
     """
     for name, (message, remedy) in _FLAGS.items():
-        if fields.get(name):
+        # PEFT takes an empty table or list for a feature that is on.
+        if fields.get(name) not in (None, False):
             yield _unsupported(name, message, remedy)
     if fields.get("bias", "none") != "none":
         yield _unsupported("bias", f"It trains the base's biases (bias={clip(fields['bias'])}).", MERGE)

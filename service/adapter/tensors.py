@@ -10,6 +10,7 @@ from service.adapter.features import MERGE, RETRAIN
 from service.adapter.modules import MATRIX, NOT_PROJECTIONS
 from service.adapter.placement import Placed, parameter, place, served_name
 from service.adapter.spec import Problem, ProblemCode, Repairs, WarningCode
+from service.adapter.targets import judge_targets
 from service.adapter.tensor_names import Part, TensorName, parse_name
 from service.adapter.weights import FLOATS, Pair
 
@@ -66,7 +67,8 @@ def judge(header: Header, config: AdapterConfig | None, base: Base, findings: Fi
             pairs += _pair(placed, header, config, _experts(placed, base), grouped=grouped)
     repairs = _repairs(placement.placed, pairs)
     findings.warnings += _repair_warnings(repairs)
-    findings.warnings += _partial(placement.placed, config, base) if config else ()
+    if config and placement.placed:
+        judge_targets(placement.placed, config.fields, base, findings)
     kept = tuple(tensor for tensor, name in names.items() if name.part is Part.FULL)
     return Judged(tuple(pairs), _ranks(placement.placed, header, base), kept, repairs, dtype)
 
@@ -132,30 +134,6 @@ def _unknown(module: str, tensor: str) -> Problem:
         remedy = f"Train with finetune_vision_layers=False, or merge it. {MERGE}"
         return Problem(ProblemCode.UNKNOWN_MODULE, message, tensor, remedy)
     return Problem(ProblemCode.UNKNOWN_MODULE, "The base model has no such module.", tensor, WRONG_BASE)
-
-
-def _partial(placed: tuple[Placed, ...], config: AdapterConfig, base: Base) -> Iterator[Problem]:
-    """A warning when the configuration plainly targets modules that the file doesn't hold."""
-    targets = config.fields.get("target_modules")
-    narrowing = (config.fields.get(name) for name in ("layers_to_transform", "layers_pattern", "exclude_modules"))
-    if not isinstance(targets, list) or any(value not in (None, [], "") for value in narrowing):
-        return
-    names = {target for target in targets if isinstance(target, str)}
-    targeted = {module for module in base.modules if ".experts." not in module and names & set(_endings(module))}
-    missing = sorted(targeted - {module.module for module in placed})
-    if missing:
-        yield Problem(
-            WarningCode.PARTIAL,
-            f"Its configuration targets {len(targeted)} modules of the base; {len(missing)} of them are missing here.",
-            missing[0],
-            "Make sure the file is the whole of what was trained. What it holds is served.",
-        )
-
-
-def _endings(module: str) -> Iterator[str]:
-    """The module's path and every part of it that begins after a dot."""
-    parts = module.split(".")
-    return (".".join(parts[first:]) for first in range(len(parts)))
 
 
 def _experts(placed: Placed, base: Base) -> int:

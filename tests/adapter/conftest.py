@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import smol
+from adapter.defects import MAX_RANK
+from hypothesis import HealthCheck, settings
 
 from service.adapter.base import Base
+from service.adapter.inspection import inspect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from adapter.defects import Defect
+
+    from service.adapter.spec import Report
+
+# Machines that run tests are busy, and a directory that every example writes anew is no state between them.
+settings.register_profile(
+    "files", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+settings.load_profile("files")
 
 EXPORTS = Path(__file__).parents[3] / "shared" / "exports"
 
@@ -37,6 +56,22 @@ def exports() -> Path:
     if not EXPORTS.is_dir():
         pytest.skip("there are no real exports at ../shared/exports")
     return EXPORTS
+
+
+@pytest.fixture(scope="session")
+def verdict(healthy: Path, smol_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Defect], Report]:
+    """What is said of a defect; each is made and judged once, and takes no room afterwards."""
+    room = tmp_path_factory.mktemp("defects")
+
+    @cache
+    def judge(defect: Defect) -> Report:
+        directory = defect.make(healthy, room / defect.name)
+        try:
+            return inspect(directory, smol_base, max_rank=MAX_RANK)
+        finally:
+            shutil.rmtree(directory)
+
+    return judge
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,11 @@ from service.adapter.inspection import inspect
 from service.adapter.spec import codes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from service.adapter.base import Base
+    from service.adapter.spec import Report
 
 
 def test_healthy(healthy: Path, smol_base: Base) -> None:
@@ -26,9 +28,9 @@ def test_enough() -> None:
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
-def test_defect(defect: Defect, healthy: Path, smol_base: Base, tmp_path: Path) -> None:
-    directory = defect.make(healthy, tmp_path / "spoiled")
-    report = inspect(directory, smol_base, max_rank=MAX_RANK)
+def test_defect(defect: Defect, verdict: Callable[[Defect], Report], tmp_path_factory: pytest.TempPathFactory) -> None:
+    report = verdict(defect)
     assert set(codes(report.problems)) == defect.expected
     assert all(problem.message and problem.remedy for problem in report.problems)
-    assert not any(str(tmp_path) in text for problem in report.problems for text in problem.as_dict().values())
+    said = [text for problem in (*report.problems, *report.warnings) for text in problem.as_dict().values()]
+    assert not any(str(tmp_path_factory.getbasetemp()) in text for text in said), "a path of the serving machine"

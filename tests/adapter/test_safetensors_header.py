@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
@@ -30,7 +30,6 @@ tables = st.dictionaries(
     st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=3)),
     max_size=6,
 )
-same_directory = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def tensors_of(table: dict[str, tuple[Any, list[int]]]) -> dict[str, np.ndarray[Any, Any]]:
@@ -48,7 +47,6 @@ def written(directory: Path, data: bytes) -> Path:
     return path
 
 
-@same_directory
 @given(tables)
 def test_reads_what_the_library_writes(tmp_path: Path, table: dict[str, tuple[Any, list[int]]]) -> None:
     tensors = tensors_of(table)
@@ -63,7 +61,6 @@ def test_reads_what_the_library_writes(tmp_path: Path, table: dict[str, tuple[An
     assert is_whole(path)
 
 
-@same_directory
 @given(tables, st.data())
 def test_a_file_cut_anywhere_is_incomplete(tmp_path: Path, table: dict[str, Any], data: st.DataObject) -> None:
     whole = save(tensors_of(table))
@@ -74,7 +71,6 @@ def test_a_file_cut_anywhere_is_incomplete(tmp_path: Path, table: dict[str, Any]
     assert not is_whole(path)
 
 
-@same_directory
 @given(tables, st.data())
 def test_never_accepts_what_the_library_refuses(tmp_path: Path, table: dict[str, Any], data: st.DataObject) -> None:
     """A few bytes changed anywhere: no other error than InvalidHeader, and no verdict milder than the library's."""
@@ -95,7 +91,6 @@ def test_never_accepts_what_the_library_refuses(tmp_path: Path, table: dict[str,
 
 
 @given(st.binary(max_size=200))
-@same_directory
 def test_any_bytes_are_judged(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(InvalidHeader):
         open_tensors(written(tmp_path, data))

@@ -7,7 +7,7 @@ import mixtures
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.numpy import save_file
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MODULE = "model.layers.0.self_attn.q_proj"
-same_directory = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 reals = st.floats(allow_nan=True, allow_infinity=True, width=32)
 
 
@@ -40,7 +39,6 @@ def matrices(rank: int, seed: int = 0) -> tuple[Any, Any]:
     return tuple(numbers.normal(size=shape).astype(np.float32) for shape in ((rank, HIDDEN), (HIDDEN, rank)))
 
 
-@same_directory
 @given(st.integers(1, 8), st.integers(0, 1000), st.floats(-8, 8), st.sampled_from([np.float32, np.float16, np.float64]))
 def test_strength_is_the_ratio_of_the_dense_norms(
     tmp_path: Path, tiny_base: Base, rank: int, seed: int, scale: float, dtype: Any
@@ -53,7 +51,6 @@ def test_strength_is_the_ratio_of_the_dense_norms(
     assert found.strongest == MODULE
 
 
-@same_directory
 @given(arrays.arrays(np.float32, (2, 3), elements=reals), st.sampled_from(sorted(SERVING_TYPES)))
 def test_values_are_judged_as_a_cast_would_leave_them(tmp_path: Path, tiny_base: Base, a: Any, dtype: str) -> None:
     with np.errstate(all="ignore"):
@@ -116,7 +113,6 @@ def test_the_norm_of_a_large_weight_is_taken_from_a_sample(tiny_base: Base, monk
     assert sampled == pytest.approx(exact)
 
 
-@same_directory
 @given(st.floats(1e-3, 1e3))
 def test_strength_grows_with_the_scale(tmp_path: Path, tiny_base: Base, factor: float) -> None:
     a, b = matrices(2)
