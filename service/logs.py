@@ -16,8 +16,8 @@ Form = Literal["auto", "console", "json"]
 
 ADOPTED: Final = ("uvicorn", "uvicorn.error", "vllm")
 """Loggers that bring handlers of their own; their records go through ours instead."""
-SILENCED: Final = ("uvicorn.access", "python_multipart.multipart")
-"""The access log is written by `api.middleware`; the parser logs every file it opens."""
+SILENCED: Final = ("uvicorn.access", "python_multipart.multipart", "watchfiles.main")
+"""The access log is written by `api.middleware`; the parser logs every file it opens, the watcher every change."""
 
 
 def configure(form: Form = "auto", level: str = "info") -> None:
