@@ -52,7 +52,7 @@ class Prover:
     def conditions(self, *, allow_base_mismatch: bool) -> str:
         """What a refusal depends on besides the content: under other conditions it deserves another trial."""
         stamp = self.stamp
-        return f"{stamp.base} {stamp.dtype} {stamp.max_rank} {stamp.rules} {allow_base_mismatch}"
+        return f"{self.base.name} {stamp.base} {stamp.dtype} {stamp.max_rank} {stamp.rules} {allow_base_mismatch}"
 
     async def judge(self, directory: Path, name: str, *, allow_base_mismatch: bool) -> Report:
         """What the files say. Raises Rejected with every problem."""

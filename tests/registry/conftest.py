@@ -1,4 +1,4 @@
-"""A registry to test with; see `tiny`."""
+"""A registry to test with; see `builder.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tiny import Builder, directory, make_base
+from builder import Builder, directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,16 +15,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return make_base(tmp_path_factory.mktemp("base") / "tiny")
-
-
-@pytest.fixture
-def builder(base: Base) -> Iterator[Builder]:
+def builder(tiny_base: Base) -> Iterator[Builder]:
     with directory() as root:
-        yield Builder(Path(root), base)
+        yield Builder(Path(root), tiny_base)

@@ -14,7 +14,7 @@ from service.errors import Rejected
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tiny import Builder, House
+    from builder import Builder, House
 
 pytestmark = pytest.mark.anyio
 

@@ -11,9 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from builder import directory
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import directory
 
 from service.errors import Rejected, TooLarge
 from service.registry.intake import DEEPEST, FREE, MOST_MEMBERS, accept_name, unpack

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tiny import Builder, directory, make_adapter, make_base
+from builder import Builder, directory, make_base
+from tiny_model import write_adapter
 from victim import KEEP, SEEDS
 
 from service.registry.refs import Ref, decode
@@ -32,7 +34,9 @@ def weights_of(path: Path) -> str:
 def kill_after(root: Path, seed: int, seconds: float) -> list[str]:
     """What the victim said, up to the last whole line, when it was killed so long after it had started."""
     command = [sys.executable, str(VICTIM), str(root), str(seed)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as victim:
+    helpers = os.pathsep.join(map(str, [VICTIM.parent, VICTIM.parents[1]]))
+    environment = os.environ | {"PYTHONPATH": helpers}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as victim:
         assert victim.stdout
         first = victim.stdout.readline()
         threading.Timer(seconds, victim.kill).start()
@@ -69,7 +73,7 @@ def prepare(root: Path, base: Base) -> tuple[dict[int, str], dict[str, str]]:
         paths = {}
         async with Builder(root / "reference", base).open() as house:
             for seed in SEEDS:
-                await house.catalog.publish("pirate", make_adapter(root / "sources" / str(seed), seed))
+                await house.catalog.publish("pirate", write_adapter(root / "sources" / str(seed), seed))
                 paths[seed] = house.catalog.lease("pirate").adapter.path
         return paths
 

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from tiny import make_base
+from builder import make_base
 
 from service.engine.echo import EchoEngine
 from service.engine.port import Proof
@@ -29,8 +29,8 @@ def codes(record):
     ("proof", "expected"),
     [
         (Proof(0, finite=True, differs=False), ["no_effect"]),
-        (Proof(3, finite=True, differs=True), ["unknown_module"]),
-        (Proof(4, finite=False, differs=True), ["not_finite"]),
+        (Proof(1, finite=True, differs=True), ["unknown_module"]),
+        (Proof(2, finite=False, differs=True), ["not_finite"]),
         (Proof(0, finite=False, differs=True), ["no_effect", "not_finite"]),
     ],
 )
@@ -46,7 +46,7 @@ async def test_what_the_engine_finds_is_a_problem(builder, proof, expected):
 
 async def test_an_answer_like_the_bases_is_worth_a_warning(builder):
     async with builder.open() as house:
-        house.engine.proofs["pirate@1"] = Proof(4, finite=True, differs=False)
+        house.engine.proofs["pirate@1"] = Proof(2, finite=True, differs=False)
         record = (await house.catalog.publish("pirate", builder.adapter(1))).record
         assert record["state"] == "ready"
         assert "weak_effect" in [warning["code"] for warning in record["warnings"]]
@@ -93,7 +93,7 @@ async def test_what_no_longer_fits_is_failed_and_fits_again_with_its_own_base(bu
     async with builder.open() as house:
         for seed in (1, 2):
             await house.catalog.publish("pirate", builder.adapter(seed))
-    async with builder.open(base=make_base(builder.source / "other", "somebody/else")) as house:
+    async with builder.open(base=make_base(builder.source / "other", _name_or_path="somebody/else")) as house:
         await once(lambda: house.catalog.record("pirate")["state"] == "failed")
         assert codes(house.catalog.record("pirate")) == ["base_mismatch"]
         with pytest.raises(ModelNotFound):
@@ -117,10 +117,10 @@ async def test_a_rank_above_the_limit_is_failed(builder):
 async def test_a_failed_name_is_ready_again_once_something_fitting_is_published(builder):
     async with builder.open() as house:
         await house.catalog.publish("pirate", builder.adapter(1))
-    other = make_base(builder.source / "other", "somebody/else")
+    other = make_base(builder.source / "other", _name_or_path="somebody/else")
     async with builder.open(base=other) as house:
         await once(lambda: house.catalog.record("pirate")["state"] == "failed")
-        fitting = builder.adapter(2, base="somebody/else")
+        fitting = builder.adapter(2, base_model_name_or_path="somebody/else")
         record = (await house.catalog.publish("pirate", fitting)).record
         assert (record["state"], record["active"], record["problems"]) == ("ready", 2, [])
 

@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from builder import make_base
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import make_adapter, make_base
+from tiny_model import write_adapter
 
+from service.adapter.base import Base
 from service.errors import StoreUnavailable
 from service.registry.filesystem import is_remote
 from service.registry.settling import PATIENCE, Settling
@@ -59,13 +61,13 @@ def codes(house, name):
 
 
 async def test_what_is_sound_is_served_and_what_is_not_is_listed(builder):
-    make_adapter(builder.adapters / "sound", 1)
-    make_adapter(builder.adapters / ".incoming" / "later", 1)
-    make_adapter(builder.adapters / "not a name", 1)
-    make_adapter(builder.adapters / "base", 1)
+    write_adapter(builder.adapters / "sound", 1)
+    write_adapter(builder.adapters / ".incoming" / "later", 1)
+    write_adapter(builder.adapters / "not a name", 1)
+    write_adapter(builder.adapters / "base", 1)
     (builder.adapters / "empty").mkdir()
     (builder.adapters / "README.md").touch()
-    torn = make_adapter(builder.adapters / "torn", 1) / "adapter_model.safetensors"
+    torn = write_adapter(builder.adapters / "torn", 1) / "adapter_model.safetensors"
     os.truncate(torn, torn.stat().st_size - 1)
     async with watched(builder, watch=False) as house:
         assert standing(house) == {
@@ -87,9 +89,9 @@ async def test_what_is_sound_is_served_and_what_is_not_is_listed(builder):
 async def test_what_is_dropped_in_is_served_and_what_changes_is_a_new_version(builder, polling, monkeypatch):
     monkeypatch.setattr("service.registry.watch.POLL", 0.05)
     async with watched(builder, polling=polling) as house:
-        make_adapter(builder.adapters / "pirate", 1)
+        write_adapter(builder.adapters / "pirate", 1)
         await once(lambda: standing(house).get("pirate") == ("ready", 1))
-        make_adapter(builder.adapters / "pirate", 2)
+        write_adapter(builder.adapters / "pirate", 2)
         await once(lambda: standing(house)["pirate"] == ("ready", 2))
 
 
@@ -112,15 +114,15 @@ async def test_a_copy_in_progress_waits_until_it_is_whole(builder):
 
 async def test_a_copy_that_never_ends_is_listed_at_last(builder):
     async with watched(builder) as house:
-        torn = make_adapter(builder.adapters / "torn", 1) / "adapter_model.safetensors"
+        torn = write_adapter(builder.adapters / "torn", 1) / "adapter_model.safetensors"
         os.truncate(torn, torn.stat().st_size - 1)
         await once(lambda: standing(house).get("torn") == ("failed", None))
-        make_adapter(builder.adapters / "torn", 1)
+        write_adapter(builder.adapters / "torn", 1)
         await once(lambda: standing(house)["torn"] == ("ready", 1))
 
 
 async def test_a_spoiled_update_leaves_what_serves(builder):
-    make_adapter(builder.adapters / "pirate", 1)
+    write_adapter(builder.adapters / "pirate", 1)
     async with watched(builder) as house:
         (builder.adapters / "pirate" / "adapter_config.json").write_text("{}")
         await once(lambda: house.catalog.record("pirate")["last_failure"])
@@ -128,27 +130,27 @@ async def test_a_spoiled_update_leaves_what_serves(builder):
 
 
 async def test_a_rollback_stays_also_after_a_restart(builder):
-    make_adapter(builder.adapters / "pirate", 1)
+    write_adapter(builder.adapters / "pirate", 1)
     async with watched(builder) as house:
-        make_adapter(builder.adapters / "pirate", 2)
+        write_adapter(builder.adapters / "pirate", 2)
         await once(lambda: standing(house)["pirate"] == ("ready", 2))
         await house.catalog.rollback("pirate")
     for path in (builder.adapters / "pirate").iterdir():
         path.touch()
     async with watched(builder) as house:
         assert standing(house)["pirate"] == ("ready", 1)
-        make_adapter(builder.adapters / "pirate", 3)
+        write_adapter(builder.adapters / "pirate", 3)
         await once(lambda: standing(house)["pirate"] == ("ready", 3))
 
 
 async def test_a_removal_stays_also_after_a_restart_until_something_else_is_there(builder):
-    make_adapter(builder.adapters / "pirate", 1)
+    write_adapter(builder.adapters / "pirate", 1)
     async with watched(builder) as house:
         await house.catalog.remove("pirate")
         (builder.adapters / "pirate" / "adapter_config.json").touch()
     async with watched(builder) as house:
         assert standing(house) == {}
-        make_adapter(builder.adapters / "pirate", 2)
+        write_adapter(builder.adapters / "pirate", 2)
         await once(lambda: standing(house).get("pirate") == ("ready", 2))
 
 
@@ -161,7 +163,7 @@ async def test_a_removed_failure_stays_removed(builder):
 
 
 async def test_a_directory_that_goes_leaves_its_adapter(builder):
-    make_adapter(builder.adapters / "pirate", 1)
+    write_adapter(builder.adapters / "pirate", 1)
     async with watched(builder):
         shutil.rmtree(builder.adapters / "pirate")
     async with watched(builder) as house:
@@ -170,7 +172,7 @@ async def test_a_directory_that_goes_leaves_its_adapter(builder):
 
 async def test_a_directory_that_goes_may_take_its_adapter_along(builder):
     for name in ("pirate", "cow", "kept"):
-        make_adapter(builder.adapters / name, 1)
+        write_adapter(builder.adapters / name, 1)
     async with watched(builder, retire=True) as house:
         shutil.rmtree(builder.adapters / "pirate")
         await once(lambda: "pirate" not in standing(house))
@@ -179,13 +181,13 @@ async def test_a_directory_that_goes_may_take_its_adapter_along(builder):
     shutil.rmtree(builder.adapters / "kept")
     async with watched(builder, retire=True) as house:
         await once(lambda: standing(house) == {"kept": ("ready", 2)})
-        make_adapter(builder.adapters / "pirate", 1)
+        write_adapter(builder.adapters / "pirate", 1)
         await once(lambda: standing(house).get("pirate") == ("ready", 2))
 
 
 async def test_a_home_that_is_gone_takes_nothing_along(builder, monkeypatch):
     monkeypatch.setattr("service.registry.watch.POLL", 0.05)
-    make_adapter(builder.adapters / "pirate", 1)
+    write_adapter(builder.adapters / "pirate", 1)
     async with watched(builder, retire=True, polling=True) as house:
         builder.adapters.rename(builder.adapters.with_name("unmounted"))
         await asyncio.sleep(5 * SETTLE)  # nothing is what must happen
@@ -203,7 +205,7 @@ async def test_a_failure_goes_with_its_directory(builder):
 
 
 async def test_what_the_disk_lost_comes_back_from_its_directory(builder):
-    make_adapter(builder.adapters / "pirate", 1)
+    write_adapter(builder.adapters / "pirate", 1)
     async with watched(builder):
         pass
     shutil.rmtree(builder.state / "adapters" / "pirate")
@@ -212,10 +214,10 @@ async def test_what_the_disk_lost_comes_back_from_its_directory(builder):
 
 
 async def test_another_base_may_be_allowed_after_the_base_has_changed(builder):
-    make_adapter(builder.adapters / "pirate", 1)
+    write_adapter(builder.adapters / "pirate", 1)
     async with watched(builder):
         pass
-    other = make_base(builder.source / "other", "somebody/else")
+    other = make_base(builder.source / "other", _name_or_path="somebody/else")
     async with watched(builder, base=other) as house:
         await once(lambda: standing(house)["pirate"] == ("failed", 1))
     async with watched(builder, base=other, lax=["pirate"]) as house:
@@ -223,7 +225,7 @@ async def test_another_base_may_be_allowed_after_the_base_has_changed(builder):
 
 
 async def test_a_name_that_came_by_upload_is_changed_only_by_what_is_new(builder):
-    make_adapter(builder.adapters / "pirate", 1)
+    write_adapter(builder.adapters / "pirate", 1)
     async with watched(builder) as house:
         await house.catalog.publish("pirate", builder.adapter(2))
     async with watched(builder) as house:
@@ -232,7 +234,7 @@ async def test_a_name_that_came_by_upload_is_changed_only_by_what_is_new(builder
 
 async def test_a_directory_that_was_registered_by_path_is_not_published_again(builder):
     async with builder.open() as house:
-        make_adapter(builder.adapters / "pirate", 1)
+        write_adapter(builder.adapters / "pirate", 1)
         await house.catalog.publish_path("pirate", "pirate")
         await house.catalog.publish("pirate", builder.adapter(2))
     async with watched(builder) as house:
@@ -240,7 +242,7 @@ async def test_a_directory_that_was_registered_by_path_is_not_published_again(bu
 
 
 async def test_a_refused_directory_is_tried_again_only_under_other_conditions(builder):
-    make_adapter(builder.adapters / "pirate", 1, base="somebody/else")
+    write_adapter(builder.adapters / "pirate", 1, base_model_name_or_path="somebody/else")
     async with watched(builder) as house:
         first = house.catalog.record("pirate")["last_failure"]
         assert codes(house, "pirate") == ["base_mismatch"]
@@ -250,8 +252,17 @@ async def test_a_refused_directory_is_tried_again_only_under_other_conditions(bu
         assert standing(house)["pirate"] == ("ready", 1)
 
 
+async def test_a_refused_directory_is_tried_again_once_the_base_has_its_right_name(builder):
+    write_adapter(builder.adapters / "pirate", 1, base_model_name_or_path="vendor/right")
+    async with watched(builder) as house:
+        assert codes(house, "pirate") == ["base_mismatch"]
+    named = Base.read(builder.base.path, "vendor/right")
+    async with watched(builder, base=named) as house:
+        assert standing(house)["pirate"] == ("ready", 1)
+
+
 async def test_nothing_is_read_where_nothing_has_changed(builder, monkeypatch):
-    make_adapter(builder.adapters / "pirate", 1)
+    write_adapter(builder.adapters / "pirate", 1)
     async with watched(builder):
         pass
 
@@ -276,7 +287,7 @@ async def test_what_could_not_be_tried_is_tried_later(builder, monkeypatch):
     monkeypatch.setattr("service.registry.watch.RETRY", 0.05)
     async with builder.open():
         pass
-    make_adapter(builder.adapters / "pirate", 1)
+    write_adapter(builder.adapters / "pirate", 1)
     full = True
 
     def step(_):
@@ -304,7 +315,7 @@ async def test_a_directory_made_later_is_found(builder, monkeypatch):
     monkeypatch.setattr("service.registry.watch.POLL", 0.05)
     builder.adapters.rmdir()
     async with watched(builder) as house:
-        make_adapter(builder.adapters / "pirate", 1)
+        write_adapter(builder.adapters / "pirate", 1)
         await once(lambda: standing(house).get("pirate") == ("ready", 1))
 
 

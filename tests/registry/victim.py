@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import structlog
-from tiny import Builder
+from builder import Builder
 
 from service.adapter.base import Base
 from service.errors import LoradockError

@@ -1,4 +1,4 @@
-"""A base model of two layers, adapters for it of a few kilobytes, and a registry on the echo engine."""
+"""Registries on the echo engine, one after the other on one state directory, as a restarted service has them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from safetensors.numpy import save_file
+from tiny_model import write_adapter, write_base
 
 from service.adapter.base import Base
 from service.engine.echo import EchoEngine
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-WIDTH, LAYERS, RANK = 8, 2, 4
-MODULES = ("q_proj", "v_proj")
-BASE_NAME = "example/tiny"
 LIMIT = 1 << 24
 
 
@@ -35,53 +31,11 @@ def directory() -> TemporaryDirectory[str]:
     return TemporaryDirectory(prefix="loradock-", dir=memory if os.access(memory, os.W_OK) else None)
 
 
-def make_base(path: Path, name: str = BASE_NAME, **changed: Any) -> Base:
-    path.mkdir(parents=True)
-    config = {
-        "_name_or_path": name,
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS,
-        "vocab_size": 16,
-        "eos_token_id": 1,
-        "max_position_embeddings": 128,
-        "torch_dtype": "bfloat16",
-    }
-    (path / "config.json").write_text(json.dumps(config | changed))
-    random = np.random.default_rng(0)
-    tensors = {
-        f"model.layers.{layer}.self_attn.{module}.weight": random.normal(size=(WIDTH, WIDTH)).astype(np.float32)
-        for layer in range(LAYERS)
-        for module in MODULES
-    }
-    tensors["model.embed_tokens.weight"] = random.normal(size=(16, WIDTH)).astype(np.float32)
-    save_file(tensors, path / "model.safetensors")
+def make_base(path: Path, **changed: Any) -> Base:
+    """The tiny base; `changed` are fields of its configuration."""
+    config = write_base(path) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changed))
     return Base.read(path)
-
-
-def make_adapter(path: Path, seed: int = 0, *, base: str = BASE_NAME, rank: int = RANK, **changed: Any) -> Path:
-    """An adapter directory as PEFT leaves it. Another seed is another content."""
-    path.mkdir(parents=True, exist_ok=True)
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": rank,
-        "target_modules": list(MODULES),
-        "bias": "none",
-    }
-    (path / "adapter_config.json").write_text(json.dumps(config | changed))
-    random = np.random.default_rng(seed)
-    tensors = {}
-    for layer in range(LAYERS):
-        for module in MODULES:
-            stem = f"base_model.model.model.layers.{layer}.self_attn.{module}"
-            tensors[f"{stem}.lora_A.weight"] = random.normal(size=(rank, WIDTH)).astype(np.float32)
-            tensors[f"{stem}.lora_B.weight"] = 0.01 * random.normal(size=(WIDTH, rank)).astype(np.float32)
-    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
-    return path
 
 
 def engine_with(**limits: Any) -> EchoEngine:
@@ -111,7 +65,7 @@ class Builder:
 
     def adapter(self, seed: int = 0, **changed: Any) -> Path:
         """A directory outside the adapters directory, made once for each seed."""
-        return make_adapter(self.source / f"{seed}{''.join(changed)}", seed, **changed)
+        return write_adapter(self.source / f"{seed}{''.join(changed)}", seed, **changed)
 
     @asynccontextmanager
     async def open(
