@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 RESAVE = "Save it again with model.save_pretrained(DIR) and copy the whole directory."
-RANK_LIMIT = 1 << 16
+RANK_LIMIT = 4096
+"""Far above what any engine takes (512); the memory that judging a pair takes grows with its square."""
 ALPHA_LIMIT = 1e9
 TEXT_LIMIT = 1 << 16
 """Characters of one text; the longest regular expressions Unsloth writes into target_modules have about 700."""
@@ -76,7 +77,7 @@ def parse_config(data: bytes) -> tuple[AdapterConfig | None, list[Problem]]:
 
 
 def is_rank(value: Any) -> bool:
-    """Whether the value is a rank: a positive integer of reasonable size."""
+    """Whether the value is a rank: a positive integer up to `RANK_LIMIT`."""
     return type(value) is int and 0 < value <= RANK_LIMIT
 
 
@@ -159,7 +160,9 @@ _FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         (_is_bool, "true or false"),
     ),
 }
-_NEVER_NULL = frozenset({"r", "lora_alpha", "bias", "init_lora_weights", "use_rslora", "use_dora", "lora_bias"})
+_NEVER_NULL = frozenset(
+    {"r", "lora_alpha", "lora_dropout", "bias", "init_lora_weights", "use_rslora", "use_dora", "lora_bias"}
+)
 
 
 def _missing(fields: Mapping[str, Any]) -> Iterator[Problem]:

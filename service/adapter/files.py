@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 CONFIG_LIMIT = 1 << 20
 """Bytes of an adapter_config.json or a chat template; real ones have a few thousand."""
-TOKENIZER_LIMIT = 128 << 20
-"""Bytes of one tokenizer file; the largest vocabularies in use take about a quarter of it."""
+TOKENIZER_LIMIT = 64 << 20
+"""Bytes of one tokenizer file; the largest vocabularies in use take about half of it."""
 
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

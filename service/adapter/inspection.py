@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What the engine can be started with as --max-lora-rank."""
+LOOSE_LIMIT = 64 << 20
+"""Bytes of a tensor that is read though it has no place in the base: what else is wrong with it."""
 UNTOUCHED = Conversation((), (), (), own_template=False, own_tokenizer=False)
 
 
@@ -172,8 +174,13 @@ def _judge_weights(
 
 
 def _loose(file: TensorFile, judged: Judged) -> Iterator[str]:
+    """Tensors that belong to no sound pair; what is too large for any module of a base is not even read."""
     paired = {tensor for pair in judged.pairs for tensor in (pair.a, pair.b)} | set(judged.kept)
-    return (tensor for tensor, entry in file.header.tensors.items() if tensor not in paired and entry.dtype in FLOATS)
+    return (
+        tensor
+        for tensor, entry in file.header.tensors.items()
+        if tensor not in paired and entry.dtype in FLOATS and entry.end - entry.start <= LOOSE_LIMIT
+    )
 
 
 def _unsound(error: InvalidHeader) -> Problem:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-HEADER_LIMIT = 100_000_000
-"""Bytes of a header, as the safetensors library has it."""
+HEADER_LIMIT = 32 << 20
+"""Bytes of a header: three times what the largest mixture of experts takes, and little enough to be read at once."""
 TENSOR_LIMIT = 1 << 18
 """Tensors of one file; the largest mixture-of-experts models have about 100,000 in all."""
 NAME_LIMIT = 512

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from service.adapter.config import clip
 from service.adapter.features import MERGE, RETRAIN
 from service.adapter.modules import MATRIX, NOT_PROJECTIONS
-from service.adapter.placement import Placed, parameter, place, served_name
+from service.adapter.placement import Placed, Placement, parameter, place, served_name
 from service.adapter.spec import Problem, ProblemCode, Repairs, WarningCode
 from service.adapter.targets import judge_targets
 from service.adapter.tensor_names import Part, TensorName, parse_name
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 WRONG_BASE = "Serve it on the base model it was trained on."
 SAVE_AGAIN = "Save it again from the model that was trained: model.save_pretrained(DIR)."
+LAYOUTS = ("rank_major", "grouped_by_expert")
+"""How the columns of fused experts' lora_B can be packed: rank by rank, or expert by expert."""
 _VISION = ("visual.", "vision_tower.", "vision_model.", "multi_modal_projector.", "audio_tower.")
 _FEATURES: Mapping[Part, tuple[str, str]] = {
     Part.MAGNITUDE: ("It holds DoRA magnitudes; the engine has no weight-decomposed LoRA.", MERGE),
@@ -54,10 +56,11 @@ def judge(header: Header, config: AdapterConfig | None, base: Base, findings: Fi
         message = "The file holds neither a lora_A nor a lora_B."
         findings.problems.append(Problem(ProblemCode.NO_EFFECT, message, "", SAVE_AGAIN))
     findings.problems += _foreign(names)
-    findings.problems += _twice(names)
     dtype = _dtype(header, findings)
     placement = place({tensor: name for tensor, name in names.items() if name.part in {Part.A, Part.B}}, base)
     findings.problems += (_unknown(module, tensor) for module, tensor in placement.unknown.items())
+    findings.problems += _twice(names, placement)
+    findings.problems += _unknown_layout(config)
     grouped = _is_grouped(config) if config else False
     pairs: list[Pair] = []
     for placed in placement.placed:
@@ -87,14 +90,22 @@ def _foreign(names: Mapping[str, TensorName]) -> Iterator[Problem]:
             )
 
 
-def _twice(names: Mapping[str, TensorName]) -> Iterator[Problem]:
+def _twice(names: Mapping[str, TensorName], placement: Placement) -> Iterator[Problem]:
+    """Two tensors for one matrix, under two spellings of its name or of its module's path."""
+    paths = {placed.trained: placed.module for placed in placement.placed}
     seen: dict[tuple[Part, str], str] = {}
     for tensor, name in names.items():
-        first = seen.setdefault((name.part, name.module), tensor)
+        first = seen.setdefault((name.part, paths.get(name.module, name.module)), tensor)
         if first != tensor and name.part in {Part.A, Part.B}:
-            yield Problem(
-                ProblemCode.WEIGHTS_INVALID, f"It stands for the same matrix as {clip(first)}.", tensor, SAVE_AGAIN
-            )
+            message = f"It stands for the same matrix as {clip(first, 200)}."
+            yield Problem(ProblemCode.WEIGHTS_INVALID, message, tensor, SAVE_AGAIN)
+
+
+def _unknown_layout(config: AdapterConfig | None) -> Iterator[Problem]:
+    layout = config.fields.get("lora_B_layout") if config else None
+    if layout not in (None, *LAYOUTS):
+        message = f"Its experts' lora_B are packed in a way that is not known here: {clip(layout)}."
+        yield Problem(ProblemCode.UNSUPPORTED_FEATURE, message, "lora_B_layout", MERGE)
 
 
 def _dtype(header: Header, findings: Findings) -> str:

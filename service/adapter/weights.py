@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from service.adapter.base import Base
     from service.adapter.safetensors_header import TensorFile
 
-STRENGTH_LIMIT = 100.0
+STRENGTH_LIMIT = 10.0
 """A change so many times as large as the weight leaves nothing of the base; docs/validation.md says why here."""
 SAMPLE = 1 << 20
 """Elements of a base weight its norm is taken from: all of a small one, evenly spaced blocks of rows of a large one."""

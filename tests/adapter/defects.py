@@ -591,6 +591,23 @@ def matrix_twice(directory: Path) -> None:
     edit_tensors(directory, lambda tensors: tensors | {f"{Q0}.lora_A.default.weight": tensors[name] * 2})
 
 
+configured("layout_unknown", "unsupported_feature", "experts packed in a way nobody knows", lora_B_layout="by_mood")
+
+
+@defect("weights_invalid", "a pair twice, once as that of a wrapped projection")
+def pair_twice(directory: Path) -> None:
+    def wrap(tensors: Tensors) -> Tensors:
+        pair = {name: array * 2 for name, array in tensors.items() if name.startswith(Q0)}
+        return tensors | renamed(pair, ".lora_", ".linear.lora_")
+
+    edit_tensors(directory, wrap)
+
+
+@defect("unsupported_feature", "a foreign tensor larger than any module")
+def foreign_tensor_large(directory: Path) -> None:
+    edit_tensors(directory, lambda tensors: tensors | {"moments": np.full((65, 1 << 18), np.nan, np.float32)})
+
+
 # Its numbers
 
 
@@ -620,6 +637,11 @@ def all_nan(directory: Path) -> None:
 @defect("overflow", "every weight a million times too large")
 def million_times_too_large(directory: Path) -> None:
     edit_tensors(directory, lambda tensors: scaled(tensors, 1e6))
+
+
+@defect("overflow", "every weight thirty times too large: finite, and nothing of the base is left")
+def thirty_times_too_large(directory: Path) -> None:
+    edit_tensors(directory, lambda tensors: scaled(tensors, 30))
 
 
 configured("alpha_of_a_million", "overflow", "lora_alpha is a million", lora_alpha=1_000_000)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import smol
 from adapter.defects import DEFECTS, MAX_RANK, Defect
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import HIDDEN, RANK, VOCABULARY, write_adapter
 
@@ -73,6 +73,17 @@ MILDER: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 """Fields with what PEFT alone refuses in them and we don't, and why."""
 LLAMA = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+many = settings(max_examples=1500, phases=[__import__("hypothesis").Phase.generate, __import__("hypothesis").Phase.shrink])
+
+
+def load_as_the_engine_does(directory: Path, max_rank: int = MAX_RANK) -> Any:
+    """What the engine's worker does with an adapter before it copies it anywhere. Raises whatever it raises."""
+    import torch
+    from vllm.config.lora import LoRAConfig
+    from vllm.lora.lora_model import LoRAModel
+    from vllm.lora.peft_helper import PEFTHelper
+
+    helper = PEFTHelper.from_local_dir(str(directory), max_position_embeddings=None)
     helper.validate_legal(LoRAConfig(max_lora_rank=max_rank))
     return LoRAModel.from_local_checkpoint(
         str(directory), LLAMA, helper, lora_model_id=1, device="cpu", dtype=torch.bfloat16
@@ -156,6 +167,7 @@ changes = st.fixed_dictionaries(
 )
 
 
+@many
 @given(changes)
 def test_generated_configurations(tmp_path: Path, tiny_base: Base, model: Any, changes: dict[str, Any]) -> None:
     directory = write_adapter(tmp_path / "adapter", **changes)
@@ -168,6 +180,7 @@ def test_generated_configurations(tmp_path: Path, tiny_base: Base, model: Any, c
         assert {problem.code for problem in report.problems} <= set(STRICTER)
 
 
+@many
 @given(changes)
 def test_what_we_serve_both_compute_alike(tmp_path: Path, tiny_base: Base, model: Any, changes: dict[str, Any]) -> None:
     """An accepted adapter's serving copy loads in both, with every module, and gives each the same delta."""
