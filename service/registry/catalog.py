@@ -115,7 +115,7 @@ class Catalog:
         self._restoration = Restoration(store, self._prover, self._base_names)
         self._entries: dict[str, Entry] = {}
         self._unnamed: dict[str, Failure] = {}
-        """Scanned directories whose name no adapter can have; not kept, since every start finds them again."""
+        """Scanned directories that can't be published at all; not kept, since every start finds them again."""
         self._work = Tasks()
         self._background = Tasks()
         self.doors = Doors(adapters_dir, adapter_paths)
@@ -296,7 +296,7 @@ class Catalog:
                 await self._switch.move(entry, entry.ref.offered(directory, replace(offer, stamp=stamp)))
 
     def refuse(self, name: str, problems: Sequence[Problem]) -> None:
-        """List something as failed whose name no adapter can have."""
+        """List a scanned directory as failed that can't be published under its name, whatever it holds."""
         self._unnamed[name] = Failure(self._clock(), None, tuple(problems))
 
     # How it is done.
@@ -316,9 +316,7 @@ class Catalog:
             raise StoreUnavailable(entry.damage.message)
         entry.publishing += 1
         try:
-            staged = await self._publisher.stage(
-                source, origin=origin, offered_by=offered_by, allow_base_mismatch=allow_base_mismatch
-            )
+            staged = await self._publisher.stage(source, origin, offered_by, allow_base_mismatch=allow_base_mismatch)
         except BaseException:
             self._published(entry)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -180,8 +181,11 @@ class Entry:
 
 
 def failed_record(name: str, failure: Failure) -> dict[str, Any]:
-    """The record of something that has no reference, since it can't even have the name."""
-    entry = Entry(Ref(name, last_failure=failure))
+    """The record of a directory that has no reference, since it can't even have the name.
+
+    What isn't UTF-8 in the directory's name becomes a replacement character.
+    """
+    entry = Entry(Ref(os.fsencode(name).decode("utf-8", "replace"), last_failure=failure))
     return entry.record(lambda _: "disk")
 
 

@@ -71,12 +71,13 @@ class Publisher:
         self._max_bytes = max_bytes
         self._heavy = asyncio.Semaphore(HEAVY)
 
-    async def stage(self, source: Path, **how: Any) -> Staged:
+    async def stage(self, source: Path, origin: str, offered_by: str | None, *, allow_base_mismatch: bool) -> Staged:
         """A private copy of `source`. A rejection is noted in it, for `admit`; StoreUnavailable is raised.
 
         A caller who is cancelled gets the cancellation when nothing reads `source` any more.
         """
-        staged = Staged(await to_end(asyncio.to_thread(self._store.scratch)), **how)
+        home = await to_end(asyncio.to_thread(self._store.scratch))
+        staged = Staged(home, origin, offered_by, allow_base_mismatch=allow_base_mismatch)
         try:
             async with self._heavy:
                 await to_end(asyncio.to_thread(staged.copy, source, self._max_bytes))

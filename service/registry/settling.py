@@ -65,7 +65,7 @@ class Settling:
     def postpone(self, name: str, stamp: str | None, due: float) -> None:
         """It couldn't be tried; do so at `due` unless it changes before."""
         self._tried.pop(name, None)
-        self._waiting[name] = Waiting(stamp, due, due, last_call=True)
+        self._waiting[name] = Waiting(stamp, due, due)
 
     @property
     def waiting(self) -> frozenset[str]:

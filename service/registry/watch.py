@@ -8,9 +8,8 @@ notifications only say where to look; what is done follows from looking, and whe
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,9 +24,10 @@ from service.errors import LoradockError, NameTaken, Rejected
 from service.registry.filesystem import is_remote
 from service.registry.settling import Settling
 from service.registry.stamp import stamp_of
+from service.registry.tasks import Tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from service.registry.catalog import Catalog
 
@@ -39,6 +39,8 @@ RESCAN: Final = 30.0
 """Seconds after which everything is looked at even though nothing was notified: notifications get lost."""
 POLL: Final = 3.0
 """The same where there are no notifications."""
+BUSY: Final = 1.0
+"""Seconds until a directory is looked at again that changed while it was being published."""
 RETRY: Final = 30.0
 """Seconds until a directory is tried again that couldn't be: the store was full, the engine gone."""
 
@@ -76,6 +78,9 @@ class Watcher:
         self._touched: set[str] = set()
         self._notice = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._work = Tasks()
+        self._busy: set[str] = set()
+        """Names that changed and are being considered: one that takes its time holds up itself only."""
 
     async def start(self) -> None:
         """Begin the first scan, and watch after it; `scanned` tells when the scan is done."""
@@ -89,6 +94,7 @@ class Watcher:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._work.cancel()
 
     async def _run(self, home: Path) -> None:
         if self._watch and not await self._must_poll(home):
@@ -97,7 +103,10 @@ class Watcher:
         else:
             self._polling = True
         found = await asyncio.to_thread(_look, home, None)
-        await self._consider_all(home, found)
+        async with asyncio.TaskGroup() as group:
+            for name, stamp in found.items():
+                self._settling.tried(name, stamp)
+                group.create_task(self._consider(home, name, stamp))
         self.scanned.set()
         log.info("adapters_scanned", directories=len(found))
         if self._watch:
@@ -156,35 +165,49 @@ class Watcher:
         torn = await asyncio.to_thread(_torn, home, unsure)
         for name in torn:
             self._settling.incomplete(name)
-        await self._consider_all(home, {name: waiting.stamp for name, waiting in due.items() if name not in torn})
+        for name in due.keys() - torn:
+            self._begin(home, name, due[name].stamp)
 
-    async def _consider_all(self, home: Path, stamps: Mapping[str, str | None]) -> None:
-        async with asyncio.TaskGroup() as group:
-            for name, stamp in stamps.items():
-                group.create_task(self._consider(home, name, stamp))
+    def _begin(self, home: Path, name: str, stamp: str | None) -> None:
+        if name in self._busy:
+            self._settling.postpone(name, stamp, self._clock() + BUSY)
+            return
+        self._busy.add(name)
+        if stamp is None:
+            self._settling.forget(name)
+            self._work.spawn(self._let_go(home, name), f"let go of {name}")
+        else:
+            self._settling.tried(name, stamp)
+            self._work.spawn(self._consider(home, name, stamp), f"consider {name}")
 
-    async def _consider(self, home: Path, name: str, stamp: str | None) -> None:
+    async def _consider(self, home: Path, name: str, stamp: str) -> None:
         async with self._slots:
-            try:
-                if stamp is None:
-                    self._settling.forget(name)
-                    await self._catalog.vanished(name, str(home / name), retire=self._retire)
-                else:
-                    self._settling.tried(name, stamp)
-                    await self._offer(home, name, stamp)
-            except NameTaken as taken:
-                self._catalog.refuse(name, taken.problems)
-            except Rejected:
-                pass  # the catalog lists it, with its problems
-            except Exception as error:
-                # One adapter's trouble is never the others'.
-                reason = error.message if isinstance(error, LoradockError) else None
-                log.warning("adapter_not_considered", adapter=name, reason=reason, exc_info=reason is None)
-                self._settling.postpone(name, stamp, self._clock() + RETRY)
+            with self._minding(name, stamp):
+                await self._offer(home, name, stamp)
+
+    async def _let_go(self, home: Path, name: str) -> None:
+        with self._minding(name, None):
+            await self._catalog.vanished(name, str(home / name), retire=self._retire)
+
+    @contextmanager
+    def _minding(self, name: str, stamp: str | None) -> Iterator[None]:
+        """Keep one adapter's trouble from being the others', and try it again where that may help."""
+        try:
+            yield
+        except NameTaken as taken:
+            self._catalog.refuse(name, taken.problems)
+        except Rejected:
+            pass  # the catalog lists it, with its problems
+        except Exception as error:
+            reason = error.message if isinstance(error, LoradockError) else None
+            log.warning("adapter_not_considered", adapter=name, reason=reason, exc_info=reason is None)
+            self._settling.postpone(name, stamp, self._clock() + RETRY)
+        finally:
+            self._busy.discard(name)
 
     async def _offer(self, home: Path, name: str, stamp: str) -> None:
         if problem := name_problem(name):
-            self._catalog.refuse(_printable(name), [problem])
+            self._catalog.refuse(name, [problem])
             return
         key, lax = str(home / name), name in self._mismatch
         before = self._catalog.offer(name, key, allow_base_mismatch=lax)
@@ -226,8 +249,3 @@ def _gone(home: Path, names: Collection[str]) -> set[str]:
 def _torn(home: Path, names: Iterable[str]) -> set[str]:
     """Those whose weights are not whole."""
     return {name for name in names if not is_whole(home / name / WEIGHTS)}
-
-
-def _printable(name: str) -> str:
-    """A directory's name as text: what isn't UTF-8 in it becomes a replacement character."""
-    return os.fsencode(name).decode("utf-8", "replace")

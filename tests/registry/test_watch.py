@@ -162,6 +162,27 @@ async def test_a_removed_failure_stays_removed(builder):
         assert standing(house) == {}
 
 
+async def test_one_that_takes_its_time_holds_up_no_other(builder, monkeypatch):
+    monkeypatch.setattr("service.registry.watch.BUSY", 0.05)
+    async with watched(builder) as house:
+        proceed = asyncio.Event()
+        prove = house.engine.prove
+
+        async def slowly(adapter):
+            if adapter.name == "slow@1":
+                await proceed.wait()
+            return await prove(adapter)
+
+        house.engine.prove = slowly
+        write_adapter(builder.adapters / "slow", 1)
+        await once(lambda: standing(house).get("slow") == ("loading", None))
+        write_adapter(builder.adapters / "quick", 1)
+        await once(lambda: standing(house).get("quick") == ("ready", 1))
+        write_adapter(builder.adapters / "slow", 2)
+        proceed.set()
+        await once(lambda: standing(house)["slow"] == ("ready", 2))
+
+
 async def test_a_directory_that_goes_leaves_its_adapter(builder):
     write_adapter(builder.adapters / "pirate", 1)
     async with watched(builder):
@@ -322,7 +343,9 @@ async def test_a_directory_made_later_is_found(builder, monkeypatch):
 async def test_a_name_that_is_not_text_is_listed_as_text(builder):
     (builder.adapters / os.fsdecode(b"\xff")).mkdir()
     async with watched(builder) as house:
-        assert list(standing(house)) == ["\ufffd"]
+        assert [record["name"] for record in house.catalog.records()] == ["\ufffd"]
+        await asyncio.sleep(5 * SETTLE)  # that it is still there is what matters
+        assert [record["name"] for record in house.catalog.records()] == ["\ufffd"]
 
 
 # Settling, as a value
