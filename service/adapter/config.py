@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from service.adapter import patterns
 from service.adapter.files import parse_object
+from service.adapter.patterns import Patterns, unacceptable_key
 from service.adapter.spec import Problem, ProblemCode
 
 if TYPE_CHECKING:
@@ -35,19 +35,19 @@ class AdapterConfig:
     r: int | None
     alpha: float | None
     rslora: bool
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: Patterns[int]
+    alpha_pattern: Patterns[float]
     base: str
     """`base_model_name_or_path`; empty when it is missing."""
 
     def rank(self, module: str) -> int | None:
         """The rank of the module at this path."""
-        rank = patterns.lookup(self.rank_pattern, module)
+        rank = self.rank_pattern.find(module)
         return self.r if rank is None else rank
 
     def module_alpha(self, module: str) -> float | None:
         """The alpha of the module at this path."""
-        alpha = patterns.lookup(self.alpha_pattern, module)
+        alpha = self.alpha_pattern.find(module)
         return self.alpha if alpha is None else alpha
 
     def scale(self, module: str) -> float | None:
@@ -69,8 +69,8 @@ def parse_config(data: bytes) -> tuple[AdapterConfig | None, list[Problem]]:
         r=_sound(fields.get("r"), is_rank, None),
         alpha=_sound(fields.get("lora_alpha"), _is_alpha, None),
         rslora=fields.get("use_rslora") is True,
-        rank_pattern=_sound(fields.get("rank_pattern") or {}, _is_rank_table, {}),
-        alpha_pattern=_sound(fields.get("alpha_pattern") or {}, _is_alpha_table, {}),
+        rank_pattern=Patterns(_sound(fields.get("rank_pattern") or {}, _is_rank_table, {})),
+        alpha_pattern=Patterns(_sound(fields.get("alpha_pattern") or {}, _is_alpha_table, {})),
         base=_sound(fields.get("base_model_name_or_path"), _is_text, ""),
     )
     return config, [*_missing(fields), *_malformed(fields), *_contradictions(fields)]
@@ -98,11 +98,7 @@ def _is_alpha_table(value: Any) -> bool:
 
 
 def _is_table(value: Any, test: Callable[[Any], bool]) -> bool:
-    return (
-        isinstance(value, dict)
-        and all(test(item) for item in value.values())
-        and patterns.unacceptable_key(value) is None
-    )
+    return isinstance(value, dict) and all(test(item) for item in value.values()) and unacceptable_key(value) is None
 
 
 def _is_bool(value: Any) -> bool:

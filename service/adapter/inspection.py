@@ -214,7 +214,7 @@ def _rank_problems(config: AdapterConfig | None, judged: Judged, limit: int) -> 
     """What the configuration asks for decides, as in the engine; tensors of another rank are a problem of their own."""
     ranks = dict(judged.ranks)
     if config:
-        ranks = {"r": config.r or 0, "rank_pattern": max(config.rank_pattern.values(), default=0)}
+        ranks = {"r": config.r or 0, "rank_pattern": max(config.rank_pattern.table.values(), default=0)}
     for where, rank in ranks.items():
         if rank > limit:
             enough = next((allowed for allowed in ENGINE_RANKS if allowed >= rank), None)

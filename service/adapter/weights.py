@@ -62,6 +62,7 @@ class Measurement:
 
     problems: tuple[Problem, ...]
     strength: float | None
+    """None where no module could be measured, or where it is beyond all numbers."""
     strongest: str
 
 
@@ -96,7 +97,9 @@ def measure(file: TensorFile, pairs: Sequence[Pair], loose: Iterable[str], base:
     problems += _too_strong(strengths)
     if pairs and not effective:
         problems.append(_no_effect())
-    return Measurement(tuple(problems), strengths.get(strongest), strongest)
+    strength = strengths.get(strongest)
+    finite = strength is not None and math.isfinite(strength)
+    return Measurement(tuple(problems), strength if finite else None, strongest)
 
 
 @lru_cache(maxsize=1 << 17)

@@ -343,3 +343,33 @@ def test_alike_is_said_once() -> None:
     (gathered,) = gather(Problem(ProblemCode.PAIR_MISSING, "Missing.", place, "Save it.") for place in places)
     assert gathered.where == "model.layers.*.mlp.up_proj"
     assert gathered.message == "Missing. (3 alike)"
+
+
+@pytest.mark.parametrize("name", ["tiny_gemma3", "tiny_gptoss"])
+def test_exports_of_other_families_on_their_own_bases(exports: Path, tmp_path: Path, name: str) -> None:
+    """A vision model's towers, and fused experts: a base with just the modules that were trained takes all of them."""
+    base = Base.read(_own_base(tmp_path / "base", exports / name))
+    report = inspect(exports / name, base, max_rank=8)
+    assert report.accepted
+    fused = {f"{path}.{matrix}" for path in base.experts for matrix in ("gate_up_proj", "down_proj")}
+    assert report.modules == dict.fromkeys({*base.modules, *fused}, 8)
+
+
+def _own_base(directory: Path, adapter: Path) -> Path:
+    """A base made of the adapter's own shapes."""
+    write_base(directory)
+    tensors = load_file(adapter / WEIGHTS)
+    weights = {"model.embed_tokens.weight": np.ones((49152, 64), np.float16)}
+    for name, a in tensors.items():
+        if name.endswith("lora_A.weight"):
+            module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            shape = (tensors[name.replace("lora_A", "lora_B")].shape[0], a.shape[1])
+            if module.endswith((".experts", ".experts.base_layer")):
+                matrix = "gate_up_proj" if module.endswith("base_layer") else "down_proj"
+                weights[f"{module.removesuffix('.base_layer')}.{matrix}"] = np.ones((4, *shape), np.float16)
+            else:
+                weights[f"{module}.weight"] = np.ones(shape, np.float16)
+    save_file(weights, directory / "model.safetensors")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+    return directory
