@@ -88,15 +88,24 @@ def settled(config: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
                 "config.json",
                 "The configuration belongs to another model, or weights are missing: copy both from one place.",
             )
-    result = {key: value for key, value in config.items() if key not in DROPPED}
-    for part in PARTS:
-        if isinstance(result.get(part), dict):
-            result[part] = {key: value for key, value in result[part].items() if key not in DROPPED}
-            result[part] |= {"dtype": facts.dtype} if "dtype" in result[part] else {}
-    result["dtype"] = facts.dtype
+    result = unlabelled(config)
+    for part in (result, *(result[name] for name in PARTS if name in result)):
+        if part is result or "dtype" in part:
+            part["dtype"] = facts.dtype
     _set_intext_of(result, "vocab_size", facts.rows)
     _set_intext_of(result, "tie_word_embeddings", facts.tied)
     result["tie_word_embeddings"] = facts.tied
+    return result
+
+
+def unlabelled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration, and each part of it, without what mustn't follow the weights; new dictionaries throughout."""
+    result = {key: value for key, value in config.items() if key not in DROPPED}
+    for name in PARTS:
+        if isinstance(result.get(name), dict):
+            result[name] = {key: value for key, value in result[name].items() if key not in DROPPED}
+        else:
+            result.pop(name, None)
     return result
 
 

@@ -89,10 +89,11 @@ def _config(
     missing = complete.gaps(own)
     if not missing:
         return own, ()
+    lack = f"config.json lacks {', '.join(missing)}" if own else "There is no config.json"
     if base is None or theirs is None:
         refuse(
             ExportCode.BASE_NEEDED,
-            f"config.json lacks {', '.join(missing)}." if own else "There is no config.json.",
+            f"{lack}.",
             "config.json",
             "Name the base it was trained on with --model, or put its complete config.json beside the weights.",
         )
@@ -100,7 +101,7 @@ def _config(
     if different:
         refuse(
             ProblemCode.BASE_MISMATCH,
-            f"config.json lacks {', '.join(missing)}, and the base's doesn't fit: {len(different)} tensors differ in "
+            f"{lack}, and the base's doesn't fit: {len(different)} tensors differ in "
             f"name or shape, {different[0]} among them.",
             "config.json",
             "Name the base it was trained on, or put its complete config.json beside the weights.",

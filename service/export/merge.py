@@ -184,10 +184,10 @@ def _refuse_not_finite(tensor: Planned, rows: Raw, merged: Raw) -> None:
             tensor.name,
             "Convert it to bfloat16, which has the range of float32: --dtype bfloat16.",
         )
-    whose = "the model" if not all_finite(rows) else "the merged weights"
+    when = "" if not all_finite(rows) else " once merged"
     refuse(
         ProblemCode.NOT_FINITE,
-        f"{tensor.name}: {whose} hold numbers that are not finite.",
+        f"{tensor.name} holds numbers that are not finite{when}.",
         tensor.name,
         "Convert an earlier checkpoint, or save the model again.",
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.adapter.spec import ProblemCode
 from service.export import reference
+from service.export.complete import unlabelled
 from service.export.engine_check import engine_tokens, engine_version
 from service.export.refusal import refuse
 from service.export.report import Comparison, Verification
@@ -43,18 +44,19 @@ class Proof:
     def of_merge(self, adapter: Source, base: Model, plan: Plan, *, tied: bool) -> Verification:
         """An adapter's merge: changed tensors are the targets, and PEFT's own merge gives the same."""
         self.stage("Comparing with the base")
-        untied = plan.head if plan.unties and not tied else ""
+        untied = plan.unties and not tied
+        targets = set(plan.changes) | {plan.head} if untied else set(plan.changes) - ({plan.head} if tied else set())
         changed = self._changed(base.tensors)
-        check_changed(changed, set(plan.changes), untied=untied)
+        check_changed(changed, targets)
         self.stage("Loading transformers and PEFT")
         asked = reference.prompts(self.made)
         self.stage("Merging with PEFT")
-        with base.as_directory() as directory:
+        with base.as_directory(base.config) as directory:
             theirs, effect = reference.peft_merge(
-                directory, adapter.directory, adapter.weights[0], rows=plan.rows, untied=bool(untied), asked=asked
+                directory, adapter.directory, adapter.weights[0], rows=plan.rows, untied=untied, asked=asked
             )
         comparison, engine = self._compare(f"PEFT {version('peft')}'s merge", theirs, asked, effect)
-        return Verification(len(changed), len(plan.changes), comparison, engine)
+        return Verification(len(changed), len(targets), comparison, engine)
 
     def of_model(self, source: Model, base: Tensors | None) -> Verification:
         """A whole model: transformers reads the source's own files under the result's configuration."""
@@ -72,7 +74,8 @@ class Proof:
         self.stage("Loading transformers")
         asked = reference.prompts(self.made)
         self.stage("Loading the source")
-        with source.as_directory() as directory:
+        config = json.loads((self.made / "config.json").read_text(encoding="utf-8"))
+        with source.as_directory(config) as directory:
             theirs = reference.load(directory, self.dtype)
         comparison, engine = self._compare("the source's own weights", theirs, asked, None)
         return Verification(changed, None, comparison, engine)
@@ -92,9 +95,9 @@ class Proof:
         del theirs
         ours = reference.cast(reference.load(self.made, self.dtype), "float32")
         got = reference.answer(ours, asked)
-        merged = reference.last_logits(ours, asked) if effect else []
+        part = kept(effect, reference.prompt_logits(ours, asked)) if effect else None
         del ours
-        comparison = compare(what, weights, expected, got, kept=kept(effect, merged) if effect else None)
+        comparison = compare(what, weights, expected, got, kept=part)
         return comparison, self._ask_engine(asked, got) if self.engine else ""
 
     def _ask_engine(self, asked: list[list[int]], answers: reference.Answers) -> str:
@@ -114,13 +117,13 @@ class Model:
     config: Mapping[str, Any]
 
     @contextmanager
-    def as_directory(self) -> Iterator[Path]:
-        """A directory of links to the weights beside the configuration, for the time of a load."""
+    def as_directory(self, config: Mapping[str, Any]) -> Iterator[Path]:
+        """A directory of links to the weights beside a configuration, for the time of a load."""
         with TemporaryDirectory() as name:
             view = Path(name)
             for file in self.weights:
                 (view / file).symlink_to((self.directory / file).resolve())
-            (view / "config.json").write_text(json.dumps(dict(self.config)), encoding="utf-8")
+            (view / "config.json").write_text(json.dumps(unlabelled(config)), encoding="utf-8")
             if len(self.weights) > 1:
                 index = {"metadata": {}, "weight_map": dict(self._homes())}
                 suffix = self.weights[0].rsplit(".", 1)[-1]

@@ -69,7 +69,7 @@ def load(directory: Path, dtype: str) -> Any:
     with _quiet():
         try:
             model, info = _auto_class(directory).from_pretrained(
-                str(directory), dtype=getattr(torch, dtype), output_loading_info=True
+                str(directory), dtype=getattr(torch, dtype), output_loading_info=True, ignore_mismatched_sizes=True
             )
         except (ValueError, KeyError, ImportError) as error:
             raise Undecided(
@@ -88,44 +88,48 @@ def load(directory: Path, dtype: str) -> Any:
 
 
 def answer(model: Any, asked: Sequence[Sequence[int]]) -> Answers:
-    """Greedy continuations of all prompts, one at a time: shapes, and with them rounding, are the same for everyone."""
+    """Greedy continuations of all prompts, in one batch: shapes, and with them rounding, are the same for everyone."""
     import torch
     from transformers import GenerationConfig
 
+    ids, mask = _batch(asked)
     greedy = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0)
-    tokens, logits = [], []
     model.generation_config = greedy
-    for ids in asked:
-        with torch.inference_mode(), _quiet():
-            given = torch.tensor([ids])
-            made = model.generate(
-                given,
-                attention_mask=torch.ones_like(given),
-                generation_config=greedy,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-        tokens.append(tuple(made.sequences[0, len(ids) :].tolist()))
-        logits.append(torch.cat(made.logits).float())
-    return Answers(tuple(tokens), tuple(logits))
+    with torch.inference_mode(), _quiet():
+        made = model.generate(
+            ids, attention_mask=mask, generation_config=greedy, output_logits=True, return_dict_in_generate=True
+        )
+    logits = torch.stack(made.logits, dim=1).float()
+    return Answers(tuple(map(tuple, made.sequences[:, ids.shape[1] :].tolist())), tuple(logits))
 
 
-def last_logits(model: Any, asked: Sequence[Sequence[int]]) -> list[Any]:
-    """The logits after each prompt, float32 [positions, vocabulary]."""
+def prompt_logits(model: Any, asked: Sequence[Sequence[int]]) -> Any:
+    """The logits at every token of every prompt, float32 [tokens, vocabulary]."""
     import torch
 
+    ids, mask = _batch(asked)
     with torch.inference_mode():
-        return [model(torch.tensor([ids])).logits[0].float() for ids in asked]
+        return model(ids, attention_mask=mask).logits[mask.bool()].float()
+
+
+def _batch(asked: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+    """Prompts as one tensor, shorter ones filled up on the left, and the mask that says where they are."""
+    import torch
+
+    width = max(map(len, asked))
+    ids = torch.tensor([[0] * (width - len(one)) + list(one) for one in asked])
+    mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in asked])
+    return ids, mask
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What an adapter does to the logits after each prompt, before anything is merged."""
+    """What an adapter does to the logits of the prompts, before anything is merged."""
 
-    adapted: list[Any]
-    """`last_logits` of base + adapter."""
-    plain: list[Any]
-    """`last_logits` of the base."""
+    adapted: Any
+    """`prompt_logits` of base + adapter."""
+    plain: Any
+    """`prompt_logits` of the base."""
 
 
 def peft_merge(
@@ -152,11 +156,12 @@ def peft_merge(
             except Exception as error:
                 raise Undecided(f"PEFT can't load the adapter: {_first_line(error)}") from error
     _require_all_loaded(str(warning.message) for warning in caught)
-    adapted = last_logits(wrapped, asked)
-    with wrapped.disable_adapter():
-        plain = last_logits(wrapped, asked)
+    adapted = prompt_logits(wrapped, asked)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that the output layer is no longer the embedding, as was asked
+        # Of trained biases that disabling leaves in, and of an output layer that is no longer the embedding.
+        warnings.simplefilter("ignore")
+        with wrapped.disable_adapter():
+            plain = prompt_logits(wrapped, asked)
         return wrapped.merge_and_unload().eval(), Effect(adapted, plain)
 
 

@@ -26,6 +26,7 @@ ADAPTER_PICKLE = "adapter_model.bin"
 INDEX_LIMIT = 64 << 20
 """Bytes of an index; that of a model with 100,000 tensors takes a sixth of it."""
 SHARD_LIMIT = 10_000
+SHOWN = 3
 
 
 class Tensors(Protocol):
@@ -148,7 +149,7 @@ def _files(directory: Path, stem: str, suffix: str) -> tuple[str, ...]:
     if missing:
         refuse(
             ProblemCode.WEIGHTS_INCOMPLETE,
-            f"{len(missing)} of the weight files are missing: {', '.join(missing[:3])}{' …' * (len(missing) > 3)}",  # noqa: PLR2004
+            f"Weight files are missing: {', '.join(missing[:SHOWN])}{' and more' if len(missing) > SHOWN else ''}.",
             missing[0],
             "Copy them from where the model was saved, or save it again.",
         )
@@ -202,12 +203,17 @@ def _unpickle(directory: Path, name: str) -> Mapping[str, Any]:
     try:
         state = torch.load(directory / name, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # noqa: BLE001 (a hostile pickle fails in any way it likes)
-        raise Refused(
-            [_not_tensors(name, str(error).splitlines()[0] if str(error) else type(error).__name__)]
-        ) from None
+        raise Refused([_not_tensors(name, _why(error))]) from None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise Refused([_not_tensors(name, "it holds something else than a table of tensors")])
     return state
+
+
+def _why(error: Exception) -> str:
+    """PyTorch's message is a page of advice to trust the file; what matters of it is a word."""
+    if "weights only" in str(error).lower():
+        return "it asks for more than tensors, so it was not opened"
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _not_tensors(name: str, why: str) -> Refusal:

@@ -9,7 +9,6 @@ good within that difference.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,13 +39,12 @@ def changed_tensors(base: Tensors, result: Tensors) -> set[str]:
     return {name for name in result.entries if name not in base.entries or _differs(name, base, result)}
 
 
-def check_changed(changed: set[str], targets: set[str], *, untied: str = "") -> None:
+def check_changed(changed: set[str], targets: set[str]) -> None:
     """Hold the set of changed tensors to the adapter's targets. Raises Refused.
 
-    A target whose change is smaller than the 16-bit rounding may stay as it is; all of them mustn't. `untied` is the
-    output layer that a tied base doesn't have.
+    A target whose change is smaller than the 16-bit rounding may stay as it is; all of them mustn't.
     """
-    strangers = sorted(changed - targets - {untied})
+    strangers = sorted(changed - targets)
     if strangers:
         raise Refused([
             Refusal(
@@ -146,11 +144,10 @@ def compare(
     return comparison
 
 
-def kept(effect: reference.Effect, merged: list[Any]) -> float | None:
+def kept(effect: reference.Effect, merged: Any) -> float | None:
     """1 less the ratio of ‖merged, adapted‖ to ‖adapted, base‖ over the prompts' logits; None without any effect."""
-    apart = _distance(effect.adapted, merged)
-    whole = _distance(effect.adapted, effect.plain)
-    return 1 - apart / whole if whole else None
+    whole = float((effect.adapted - effect.plain).norm())
+    return 1 - float((effect.adapted - merged).norm()) / whole if whole else None
 
 
 def check_engine(expected: reference.Answers, tokens: Sequence[Sequence[int]]) -> None:
@@ -206,10 +203,6 @@ def _tokens_wrong(expected: reference.Answers, tokens: Sequence[Sequence[int]], 
             if float(logits[step][wanted] - logits[step][given]) > margin:
                 yield f"greedy token {step + 1} is {given} and should be {wanted}"
             break
-
-
-def _distance(one: list[Any], other: list[Any]) -> float:
-    return math.sqrt(sum(float((a - b).square().sum()) for a, b in zip(one, other, strict=True)))
 
 
 def _differs(name: str, base: Tensors, result: Tensors) -> bool:
