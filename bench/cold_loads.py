@@ -112,9 +112,8 @@ def main() -> None:
         if options.against_stock:
             with stock(options.base, room / "adapters", names, room, *sizes) as url:
                 run("vLLM's server", url)
-    print(
-        "| | p99 gap without, s | p99 gap with cold loads, s | ratio | longest gap, s |\n| --- | --- | --- | --- | --- |"
-    )
+    print("| | p99 gap without, s | p99 gap with cold loads, s | ratio | longest gap, s |")
+    print("| --- | --- | --- | --- | --- |")
     for who, quiet, loading, longest in rows:
         print(f"| {who} | {quiet:.3f} | {loading:.3f} | {loading / quiet:.2f} | {longest:.3f} |")
 

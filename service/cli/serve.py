@@ -141,7 +141,8 @@ class Service:
             self._readiness.settle(RESTORING)
             await self._watcher.start()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._watcher.scanned.wait(), self._settings.scan_timeout)
+                async with asyncio.timeout(self._settings.scan_timeout):
+                    await self._watcher.scanned.wait()
             self._readiness.settle(SCANNING)
             log.info("ready", base=self._base.name)
         except LoradockError as error:
