@@ -44,8 +44,7 @@ async def measure(url: str, flood: str, quiet: list[str], clients: int, rounds: 
     await asyncio.sleep(5)
     waits: list[float] = []
     for _ in range(rounds):
-        for name in random.sample(quiet, len(quiet)):
-            waits.append(await first_token(client, name, 4))
+        waits += [await first_token(client, name, 4) for name in random.sample(quiet, len(quiet))]
     for task in flooding:
         task.cancel()
     await asyncio.gather(*flooding, return_exceptions=True)
