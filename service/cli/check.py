@@ -127,10 +127,8 @@ def _facts(report: Report, dtype: str, seconds: float) -> Iterable[tuple[str, st
     if report.bytes:
         yield "weights", f"{decimal(report.bytes)}, {report.dtype or 'of no known type'}, served as {dtype}"
     if report.strength is not None:
-        yield (
-            "strength",
-            f"{report.strength:.3g} of the weight at {report.strongest}; too much above {STRENGTH_LIMIT:g}",
-        )
+        size = f"{report.strength:.3g} times the weight it changes"
+        yield "strength", f"at most {size} ({report.strongest}); more than {STRENGTH_LIMIT:g} is refused"
     if report.own_template or report.own_tokenizer:
         own = [word for word, has in (("template", report.own_template), ("tokenizer", report.own_tokenizer)) if has]
         yield "its own", " and ".join(own)
