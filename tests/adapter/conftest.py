@@ -51,14 +51,6 @@ def synthetic_adapter(tokenizer: Path | None, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def exports() -> Path:
-    """Directories that Unsloth wrote."""
-    if not EXPORTS.is_dir():
-        pytest.skip("there are no real exports at ../shared/exports")
-    return EXPORTS
-
-
-@pytest.fixture(scope="session")
 def verdict(healthy: Path, smol_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Defect], Report]:
     """What is said of a defect; each is made and judged once, and takes no room afterwards."""
     room = tmp_path_factory.mktemp("defects")

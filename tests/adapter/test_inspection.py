@@ -1,4 +1,4 @@
-"""What is accepted, with which words, and what is mended on the way. What is refused is in test_defects.py."""
+"""What is accepted, with which words, and what is mended on the way. What is refused is in test_each_defect.py."""
 
 from __future__ import annotations
 
