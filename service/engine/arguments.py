@@ -111,6 +111,8 @@ def prepare_environment(log_level: str) -> None:
     if current_platform.is_cpu():
         # The API process needs little; a core kept for it would be a core lost to the engine.
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+        # With LoRA vLLM compiles no model on a CPU; what is left of it wants a C++ compiler at the first logprobs.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     if allowed := os.environ.get("VLLM_PLUGINS"):
         os.environ["VLLM_PLUGINS"] = ",".join(sorted({*allowed.split(","), "loradock"}))
 

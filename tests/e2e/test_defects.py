@@ -31,7 +31,7 @@ def test_none_is_served(service: ServiceProcess, exports: Path, voices: dict[str
                 continue
             defect.make(exports / "cpu_plain_lora", incoming / defect.name)
             answer = http.post("/adapters", json={"name": "spoiled", "path": f".incoming/{defect.name}"})
-            if answer.status_code != 422:
+            if answer.status_code not in {413, 422}:
                 served.append((defect.name, answer.status_code))
             elif {problem["code"] for problem in answer.json()["problems"]} != defect.expected:
                 misnamed.append((defect.name, answer.json()["problems"]))

@@ -44,7 +44,7 @@ def test_every_answer_equals_the_solo_answer(
             answer = http.post("/adapters", json={"name": name, "path": f".incoming/{name}"})
             assert answer.status_code == 201, answer.text
             models.append(name)
-    questions = ["What is the capital of France?", "How do I boil an egg?", "Name a colour.", "Who are you?"]
+    questions = [f"What is the capital of {country}?" for country in ("France", "Italy", "Germany", "Japan")]
     pairs = [(model, question) for model in models for question in questions]
     solo = {pair: service.chat(*pair, max_tokens=12) for pair in pairs}
     assert len({solo[model, questions[0]] for model in models}) >= 3
