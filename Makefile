@@ -2,8 +2,8 @@
 
 PYTHON ?= python3.11
 EXTRA  ?= $(if $(shell command -v nvidia-smi),gpu,cpu)# the engine: cpu or gpu
-PORT   ?= 8000#                                         where `run` listens and `bench` asks
-ARGS   ?=#                                              more arguments for run, test, bench or lock
+PORT   ?= 8000#                                         where `run` listens
+ARGS   ?=#                                              more arguments for run, test or lock
 
 BIN     := .venv/bin
 BASE    := .base/demo
@@ -69,8 +69,11 @@ format: install ## Format the code and repair what ruff can
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-bench: install ## Load-test the service on PORT (ARGS="--against URL" compares)
-	@$(BIN)/loradock bench --url http://127.0.0.1:$(PORT) $(ARGS)
+bench: demo ## Measure swaps, cold loads and a flood beside vLLM's own server, and merging beside PEFT
+	@$(BIN)/python bench/swaps.py --base $(BASE) --adapters adapters
+	@$(BIN)/python bench/cold_loads.py --base $(BASE) --against-stock
+	@$(BIN)/python bench/flood.py --base $(BASE) --adapter adapters/pirate --against-stock
+	@$(BIN)/python bench/merge.py
 
 adapters: demo ## Train the demo adapters again
 	@$(BIN)/python adapters/train.py --base $(BASE) --out adapters
