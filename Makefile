@@ -73,7 +73,7 @@ bench: demo ## Measure swaps, cold loads and a flood beside vLLM's own server, a
 	@$(BIN)/python bench/swaps.py --base $(BASE) --adapters adapters
 	@$(BIN)/python bench/cold_loads.py --base $(BASE) --against-stock
 	@$(BIN)/python bench/flood.py --base $(BASE) --adapter adapters/pirate --against-stock
-	@$(BIN)/python bench/merge.py
+	@$(BIN)/python bench/merge.py --base $(BASE) --adapter adapters/pirate
 
 adapters: demo ## Train the demo adapters again
 	@$(BIN)/python adapters/train.py --base $(BASE) --out adapters
