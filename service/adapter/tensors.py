@@ -127,7 +127,7 @@ def _dtype(header: Header, findings: Findings) -> str:
         findings.warnings.append(
             Problem(
                 WarningCode.WEIGHTS_FLOAT32,
-                f"Its weights are stored in 32 bit or more ({wide:,} bytes); they are served in 16 bit.",
+                f"Its weights are stored in 32 bit or more ({wide:,} bytes); they are served in the engine's type.",
                 "",
                 "Nothing has to be done; in 16 bit the file is half as large and answers the same.",
             )
