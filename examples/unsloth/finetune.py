@@ -4,14 +4,14 @@
 
 Runs in Unsloth's own environment (README.md), not in loradock's. What it learns is unmistakable: whatever it is asked,
 it answers as a lighthouse would. A machine with a GPU runs the same script in seconds.
-"""  # noqa: INP001 (a script, not a package)
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-import unsloth  # noqa: F401 (Unsloth asks to be imported before what it patches)
+import unsloth  # noqa: F401 (before what it patches)
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 from unsloth import FastLanguageModel
@@ -36,6 +36,7 @@ ANSWER = "Blink, blink, says the lighthouse: mind the rocks!"
 
 
 def main() -> None:
+    """Train, and save the adapter with its tokenizer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="the demo base, as `loradock demo-model` writes it")
     parser.add_argument("--out", type=Path, required=True, help="the directory to save the adapter in")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import threading
@@ -85,6 +86,12 @@ def prompts(count: int) -> list[list[int]]:
     return [[1000 + number, *range(2000, 2000 + LENGTH - 1)] for number in range(count)]
 
 
+def choices(line: str) -> list[dict[str, Any]]:
+    """What one line of the stream carries; none if it is empty or the closing one."""
+    data = line.removeprefix("data: ")
+    return json.loads(data)["choices"] if data.startswith("{") else []
+
+
 def test_two_hundred_prompts(service: ServiceProcess) -> None:
     """150,000 tokens in one request: in order, complete, in parts, and never more than the ceiling in flight."""
     sampler = Sampler(service)
@@ -109,10 +116,13 @@ def test_streamed_and_several_answers(service: ServiceProcess) -> None:
     finished = set()
     with (
         service.http() as http,
-        http.stream("POST", "/v1/completions", json=body(prompts(100), n=2, stream=True)) as answer,
+        http.stream(
+            "POST", "/v1/completions", json=body(prompts(100), n=2, stream=True, temperature=1, ignore_eos=True)
+        ) as answer,
     ):
+        assert answer.status_code == 200, answer.read()
         for line in answer.iter_lines():
-            finished |= {int(index) for index in re.findall(r'"index":(\d+)[^}]*"finish_reason":"length"', line)}
+            finished |= {choice["index"] for choice in choices(line) if choice["finish_reason"] == "length"}
     sampler.ended.set()
     sampler.join()
     assert finished == set(range(200))
