@@ -152,7 +152,7 @@ class Publisher:
             source=staged.origin,
             stop_token_ids=tuple(copy.stop_token_ids),
             strength=report.strength,
-            warnings=tuple(report.warnings),
+            warnings=(*staged.warnings, *report.warnings),
             allow_base_mismatch=staged.allow_base_mismatch,
         )
         return version, self._store.commit(staged.serving, name, number, staged.digest)

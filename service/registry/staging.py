@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from service.adapter.content import copy_content
+from service.adapter.layout import layout_warnings
 from service.errors import StoreUnavailable
 from service.registry.disk import FULL, words
 from service.registry.stamp import stamp_of
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from service.adapter.spec import Problem
     from service.errors import Rejected
 
 
@@ -33,6 +35,8 @@ class Staged:
     """Of the content; empty until it has been copied."""
     stamp: str = ""
     """Of the watched directory, taken before it was read."""
+    warnings: list[Problem] = field(default_factory=list)
+    """Of the directory it was copied from: what was left behind there."""
     rejection: Rejected | None = None
     """Why it could not even be copied."""
     began: float = field(default_factory=time.perf_counter)
@@ -66,6 +70,7 @@ class Staged:
                 with suppress(OSError):
                     self.stamp = stamp_of(source)
             self.digest = copy_content(source, self.content, max_bytes=max_bytes)
+            self.warnings = layout_warnings(source)
 
 
 @contextmanager

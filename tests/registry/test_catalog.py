@@ -87,7 +87,9 @@ async def test_the_record_is_the_contracts(builder):
     assert version.pop("strength") > 0
     assert version.pop("bytes") > 1000
     assert version.pop("warnings") == record["warnings"]
-    assert [set(warning) for warning in record.pop("warnings")] == [{"code", "message", "where", "remedy"}]
+    warnings = record.pop("warnings")
+    assert warnings
+    assert all(set(warning) == {"code", "message", "where", "remedy"} for warning in warnings)
     assert version == {"version": 1, "rank": 4, "created": now, "residency": "cpu"}
     assert record == {
         "name": "pirate",
@@ -101,6 +103,18 @@ async def test_the_record_is_the_contracts(builder):
         "problems": [],
         "last_failure": None,
     }
+
+
+async def test_what_was_left_behind_is_worth_a_warning(builder):
+    source = builder.adapter(1)
+    (source / "optimizer.pt").write_bytes(b"a pickle")
+    (source / "adapter_model.safetensors").chmod(0o600)
+    async with builder.open() as house:
+        record = (await house.catalog.publish("pirate", source)).record
+    found = {warning["code"]: warning["message"] for warning in record["warnings"]}
+    assert "optimizer.pt" in found["files_ignored"]
+    assert "0600" in found["permissions"]
+    assert not list(builder.state.rglob("optimizer.pt"))
 
 
 async def test_the_active_content_again_changes_nothing(builder):
