@@ -32,7 +32,9 @@ def launch(
 
     yield launch
     for service in started:
-        service.stop()
+        service.terminate()
+    for service in started:
+        service.wait_until_ended()
 
 
 @pytest.fixture(scope="session")

@@ -82,9 +82,12 @@ class ServiceProcess:
         self.process.kill()
         self.process.wait(30)
 
-    def stop(self) -> None:
+    def terminate(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
+
+    def wait_until_ended(self) -> None:
+        if self.process is not None:
             try:
                 self.process.wait(60)
             except subprocess.TimeoutExpired:

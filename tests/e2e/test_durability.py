@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import httpx2
 import numpy as np
 import openai
 import psutil
 import pytest
 from safetensors.numpy import load_file, save_file
+from streams import stream_through
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from service_process import ServiceProcess
@@ -24,34 +23,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 FRANCE = "What is the capital of France?"
-TOKENS = 100
-
-
-def deltas(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        if line.startswith("data: ") and line != "data: [DONE]":
-            yield json.loads(line.removeprefix("data: "))
-
-
-def stream_through(service: ServiceProcess, number: signal.Signals) -> None:
-    """Signal the whole group in the middle of a stream; the stream must reach its end all the same."""
-    body = {
-        "model": BASE,
-        "prompt": "Once upon a time",
-        "max_tokens": TOKENS,
-        "ignore_eos": True,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    with httpx2.stream("POST", f"{service.url}/v1/completions", json=body, timeout=300) as answer:
-        lines = answer.iter_lines()
-        chunks = deltas(lines)
-        for _ in range(5):
-            next(chunks)
-        service.signal_group(number)
-        last = list(chunks)[-1]
-    assert last["usage"]["completion_tokens"] == TOKENS
 
 
 def engine_processes(service: ServiceProcess) -> list[psutil.Process]:
@@ -100,8 +71,8 @@ def test_kill_and_start_again(
 ) -> None:
     """After kill -9 no engine is left behind, and the next start serves all that was registered, source or none.
 
-    One adapter has turned to NaN on disk meanwhile: it answers a clear 500 and nobody beside it notices. Then SIGTERM
-    to the group in mid-stream, and after one more start Ctrl-C.
+    One adapter has turned to NaN on disk meanwhile: it answers a clear 500 and nobody beside it notices. Then a
+    supervisor's SIGTERM to the group in mid-stream.
     """
     service = launch()
     removed, word = next(iter(voices.items()))
@@ -131,9 +102,4 @@ def test_kill_and_start_again(
     with service.http() as http:
         assert 'loradock_not_finite_total{adapter="spoiled"} 6.0' in http.get("/metrics").text
 
-    stream_through(service, signal.SIGTERM)
-    assert service.process is not None
-    service.process.wait(60)
-    service.start()
-    stream_through(service, signal.SIGINT)
-    service.process.wait(60)
+    stream_through(service, BASE, signal.SIGTERM)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 REQUESTS = 200
+TOKENS = 8
 
 
 def strengthened(source: Path, target: Path, factor: float) -> None:
@@ -46,7 +47,7 @@ def test_every_answer_equals_the_solo_answer(
             models.append(name)
     questions = [f"What is the capital of {country}?" for country in ("France", "Italy", "Germany", "Japan")]
     pairs = [(model, question) for model in models for question in questions]
-    solo = {pair: service.chat(*pair, max_tokens=12) for pair in pairs}
+    solo = {pair: service.chat(*pair, max_tokens=TOKENS) for pair in pairs}
     assert len({solo[model, questions[0]] for model in models}) >= 3
     asked = random.Random(7).choices(pairs, k=REQUESTS)
 
@@ -60,7 +61,7 @@ def test_every_answer_equals_the_solo_answer(
                     model=model,
                     messages=[{"role": "user", "content": question}],
                     temperature=0,
-                    max_tokens=12,
+                    max_tokens=TOKENS,
                 )
                 return answer.choices[0].message.content or ""
 

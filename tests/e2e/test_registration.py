@@ -16,7 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from service_process import ServiceProcess
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 TRAINED = "Arr matey, the sea be my answer!"
 PROMPTS = [
     "What is the capital of France?",

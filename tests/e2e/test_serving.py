@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from service_process import ServiceProcess
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 FRANCE = "What is the capital of France?"
 

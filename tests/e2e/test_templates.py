@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from service_process import ServiceProcess
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 QUESTION = "What is the capital of France?"
 TRAINED = "Moo! said the alpaca cow."
 COUNT = """

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
+from streams import stream_through
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,3 +151,8 @@ def test_one_prompt_of_any_length_that_fits(service: ServiceProcess) -> None:
         assert fits.json()["usage"]["prompt_tokens"] == CONTEXT - 10
         refused = http.post("/v1/completions", json=body([[1000] * (CONTEXT + 10)]))
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_ctrl_c_lets_a_stream_end(service: ServiceProcess) -> None:
+    """The last one here, since it ends the service."""
+    stream_through(service, "long", signal.SIGINT)

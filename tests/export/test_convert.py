@@ -89,7 +89,7 @@ def test_unverified_says_so(adapter: Path, room: Room) -> None:
 
 def test_a_terminal_gets_words(adapter: Path, room: Room, one_thread: None) -> None:
     arguments = ["convert", str(adapter), str(room.new("out")), "--model", str(room.base())]
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     for words in ("complete and proven", "2 tensors of 2 targets", "64 of 64 equal", "effect kept"):
         assert words in result.output
