@@ -53,7 +53,7 @@ run: demo ## Serve the demo base and the adapters in adapters/ on 127.0.0.1 (POR
 	@exec $(BIN)/loradock serve --model $(BASE) --adapters-dir adapters --state-dir $(STATE) --port $(PORT) $(ARGS)
 
 test: demo ## Run the whole test suite (ARGS="-k name" for a part)
-	@$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: install ## Check style, types, layers, and the deployment files
 	@$(BIN)/ruff check --quiet .
