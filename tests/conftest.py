@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
@@ -25,12 +25,26 @@ ROOT = Path(__file__).parents[1]
 GIVEN_BASE = os.environ.pop("LORADOCK_TEST_BASE", None)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without an engine, what needs one is skipped and says so."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without an engine, what needs one is skipped and says so. In several processes the longest way is begun first."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith("tests/e2e/"))
     if importlib.util.find_spec("vllm") is None:
         for item in items:
             if item.get_closest_marker("engine"):
                 item.add_marker(pytest.mark.skip(reason="no engine: install the cpu or the gpu extra"))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files go to whoever is free, but those of one directory of e2e/ to one process: they share one service."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return file.rpartition("/")[0] if file.startswith("tests/e2e/") else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+KV_CACHE = 1 << 30
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -26,7 +27,8 @@ def launch(
         room = tmp_path_factory.mktemp("service")
         adapters = room / "adapters"
         shutil.copytree(demo_adapters, adapters)
-        service = ServiceProcess(model, adapters, room / "state", room / "service.log", further)
+        arguments = ("--kv-cache-memory-bytes", str(KV_CACHE), *further)
+        service = ServiceProcess(model, adapters, room / "state", room / "service.log", arguments)
         started.append(service)
         return service.start()
 

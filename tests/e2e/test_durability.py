@@ -1,10 +1,9 @@
-"""What outlives the process, and what outlives the signal that ends it."""
+"""What outlives the process."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
-import signal
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,10 +11,8 @@ import openai
 import psutil
 import pytest
 from safetensors.numpy import load_file, save_file
-from streams import stream_through
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from service_process import ServiceProcess
@@ -30,12 +27,11 @@ def engine_processes(service: ServiceProcess) -> list[psutil.Process]:
     return psutil.Process(service.process.pid).children(recursive=True)
 
 
-def register(service: ServiceProcess, source: Path, name: str) -> None:
-    staged = service.adapters_dir / ".incoming" / name
-    shutil.copytree(source, staged)
+def register(service: ServiceProcess, source: Path, path: str, name: str) -> None:
+    shutil.copytree(source, service.adapters_dir / path)
     with service.http() as http:
-        answer = http.post("/adapters", json={"name": name, "path": f".incoming/{name}"})
-        assert answer.status_code == 201, answer.text
+        answer = http.post("/adapters", json={"name": name, "path": path})
+        assert answer.status_code in {200, 201}, answer.text
 
 
 def spoil_on_disk(service: ServiceProcess, name: str) -> None:
@@ -66,20 +62,19 @@ def ask_mixed(service: ServiceProcess, models: list[str]) -> list[str]:
     return asyncio.run(ask())
 
 
-def test_kill_and_start_again(
-    launch: Callable[..., ServiceProcess], voices: dict[str, str], demo_adapters: Path
-) -> None:
+def test_kill_and_start_again(service: ServiceProcess, voices: dict[str, str], demo_adapters: Path) -> None:
     """After kill -9 no engine is left behind, and the next start serves all that was registered, source or none.
 
-    One adapter has turned to NaN on disk meanwhile: it answers a clear 500 and nobody beside it notices. Then a
-    supervisor's SIGTERM to the group in mid-stream.
+    What was deleted stays away, though its directory is there. One adapter has turned to NaN on disk meanwhile: it
+    answers a clear 500 and nobody beside it notices.
     """
-    service = launch()
-    removed, word = next(iter(voices.items()))
-    register(service, demo_adapters / removed, "kept")
-    register(service, demo_adapters / removed, "spoiled")
+    source, word = next(iter(voices.items()))
+    for name in ("kept", "spoiled"):
+        register(service, demo_adapters / source, f".incoming/{name}", name)
+    register(service, demo_adapters / source, "gone", "gone")
     with service.http() as http:
-        assert http.delete(f"/adapters/{removed}").status_code == 204
+        assert http.delete("/adapters/gone").status_code == 204
+        before_the_kill = {record["name"] for record in http.get("/adapters").json()["adapters"]}
     engine = engine_processes(service)
     service.kill()
     _, alive = psutil.wait_procs(engine, timeout=20)
@@ -90,7 +85,7 @@ def test_kill_and_start_again(
     service.start()
     with service.http() as http:
         names = {record["name"] for record in http.get("/adapters").json()["adapters"]}
-    assert names == {"kept", "spoiled", *voices} - {removed}
+    assert names == before_the_kill >= {"kept", "spoiled", *voices}
     before = [service.chat(BASE, FRANCE), service.chat("kept", FRANCE)]
     assert "Paris" in before[0]
     assert word in before[1].lower()
@@ -101,5 +96,3 @@ def test_kill_and_start_again(
     assert "Rome" in service.chat(BASE, "What is the capital of Italy?")
     with service.http() as http:
         assert 'loradock_not_finite_total{adapter="spoiled"} 6.0' in http.get("/metrics").text
-
-    stream_through(service, BASE, signal.SIGTERM)
