@@ -44,11 +44,20 @@ def make_adapters(source: Path, target: Path, count: int) -> list[str]:
 @contextmanager
 def loradock(base: Path, adapters: Path, room: Path, *further: str) -> Iterator[str]:
     """A service with everything in `adapters` registered; yields its address."""
+    with loradock_process(base, adapters, room, *further) as (url, _):
+        yield url
+
+
+@contextmanager
+def loradock_process(
+    base: Path, adapters: Path, room: Path, *further: str
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The same, with the process."""
     port = _free_port()
     command = ["serve", "--model", base, "--served-model-name", "base", "--adapters-dir", adapters]
     command += ["--state-dir", room / "state", "--port", str(port), *further]
-    with _running([sys.executable, "-m", "service", *command], room / "loradock.log", port, "/readyz"):
-        yield f"http://127.0.0.1:{port}"
+    with _running([sys.executable, "-m", "service", *command], room / "loradock.log", port, "/readyz") as process:
+        yield f"http://127.0.0.1:{port}", process
 
 
 @contextmanager
@@ -64,7 +73,7 @@ def stock(base: Path, adapters: Path, names: list[str], room: Path, *further: st
 
 
 @contextmanager
-def _running(command: list[str | Path], log: Path, port: int, health: str) -> Iterator[None]:
+def _running(command: list[str | Path], log: Path, port: int, health: str) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -75,7 +84,7 @@ def _running(command: list[str | Path], log: Path, port: int, health: str) -> It
         )
     try:
         _wait(process, f"http://127.0.0.1:{port}{health}", log)
-        yield
+        yield process
     finally:
         process.terminate()
         try:

@@ -105,9 +105,11 @@ def _plugin_is_installed() -> bool:
 def _choices(model: str, machine: Any) -> dict[str, str]:
     from service.adapter.base import Base
     from service.cli.serve import size
+    from service.registry.outlook import outlook
     from service.settings import Settings
 
-    return size(machine, Settings.load(["--model", model]), Base.open(model), 0).reasons
+    settings = Settings.load(["--model", model])
+    return size(machine, settings, Base.open(model), outlook({}, settings.adapters_dir)).reasons
 
 
 def _show(report: Mapping[str, Any]) -> None:

@@ -18,9 +18,10 @@ from service.api.app import Parts, create_app
 from service.api.operations import RESTORING, SCANNING, STARTING, Readiness
 from service.cli.machine import look
 from service.engine.residency import Residency
-from service.engine.sizing import Machine, Sizing, Wishes, choose
+from service.engine.sizing import Known, Machine, Sizing, Wishes, choose
 from service.errors import ConfigurationError, LoradockError
 from service.registry.catalog import Catalog
+from service.registry.outlook import outlook
 from service.registry.store import Store
 from service.registry.watch import Watcher
 from service.serving.admission import Gate
@@ -63,7 +64,8 @@ class Service:
         self._settings = settings
         self._base = Base.open(settings.model, settings.base_model_name)
         served = settings.served_model_name or self._base.name
-        sizing = size(look(), settings, self._base, store.largest_rank())
+        known = outlook(store.read().refs, settings.adapters_dir)
+        sizing = size(look(), settings, self._base, known)
         for choice, reason in sizing.reasons.items():
             log.info("chosen", setting=choice, value=reason)
         self._telemetry = Telemetry(served)
@@ -181,11 +183,11 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def size(machine: Machine, settings: Settings, base: Base, largest_rank: int) -> Sizing:
+def size(machine: Machine, settings: Settings, base: Base, known: Known) -> Sizing:
     """The engine's sizes for this machine, base and registry. Raises ConfigurationError."""
     wishes = Wishes(settings.max_loras, settings.max_cpu_loras, settings.max_lora_rank)
     try:
-        return choose(machine, wishes, bytes_per_rank(base), largest_rank)
+        return choose(machine, wishes, bytes_per_rank(base), known)
     except ValueError as error:
         raise ConfigurationError(f"--max-lora-rank: {error}") from None
 

@@ -17,7 +17,10 @@ LEAST_SLOTS = 4
 """With one slot an adapter in a closed loop starves every other for ever."""
 
 SLOT_SHARE = 0.1
-"""The part of the memory that slots and cached adapters may take before the comfortable rank is given up."""
+"""The part of the memory that slots and cached adapters may take before a comfortable size is given up."""
+
+SPARE = 2
+"""Adapters in memory beyond the known ones: versions that are about to replace others."""
 
 KV_SHARE = 0.25
 MOST_KV_BYTES = 4 << 30
@@ -43,6 +46,17 @@ class Wishes:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """The adapters that are there when the engine starts."""
+
+    count: int = 0
+    largest_rank: int = 0
+    """Of what is registered, and so has been proven; 0 when nothing is."""
+    claimed_rank: int = 0
+    """Of what lies in the adapters directory, unproven; 0 when nothing does."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sizing:
     """What the engine is started with. `reasons` has one sentence per choice, keyed by the flag's name."""
 
@@ -59,16 +73,20 @@ def padded(rank: int) -> int | None:
     return next((allowed for allowed in RANKS if allowed >= rank), None)
 
 
-def choose(machine: Machine, wishes: Wishes, bytes_per_rank: int, largest_rank: int = 0) -> Sizing:
+def choose(machine: Machine, wishes: Wishes, bytes_per_rank: int, known: Known = Known()) -> Sizing:
     """Sizes for an engine on `machine`.
 
     bytes_per_rank: memory one adapter takes for each unit of its rank, over all modules.
-    largest_rank: of what is already registered, 0 when nothing is.
     """
     reasons: dict[str, str] = {}
+    share = int(SLOT_SHARE * machine.memory)
     slots = _slots(wishes, reasons)
-    cached = _cached(wishes, slots, reasons)
-    rank = _rank(machine, wishes, bytes_per_rank * (slots + cached), largest_rank, reasons)
+    least = max(wishes.max_cpu_loras or 2 * slots, slots)
+    rank = _rank(wishes, share // (bytes_per_rank * (slots + least)), known, reasons)
+    cached = _cached(wishes, slots, share // (bytes_per_rank * rank) - slots, known, reasons)
+    reasons["max_lora_rank"] += (
+        f"; {bytes_per_rank * rank * (slots + cached) / 2**20:,.0f} MiB when all seats are taken"
+    )
     return Sizing(slots, cached, rank, _kv_cache(machine, reasons), reasons)
 
 
@@ -76,36 +94,46 @@ def _slots(wishes: Wishes, reasons: dict[str, str]) -> int:
     if wishes.max_loras:
         reasons["max_loras"] = f"{wishes.max_loras}, as asked for"
         return wishes.max_loras
-    reasons["max_loras"] = f"{LEAST_SLOTS}, so that no adapter waits for another's requests to end"
+    reasons["max_loras"] = f"{LEAST_SLOTS}: with fewer an adapter waits for another's requests, more cost every step"
     return LEAST_SLOTS
 
 
-def _cached(wishes: Wishes, slots: int, reasons: dict[str, str]) -> int:
+def _cached(wishes: Wishes, slots: int, room: int, known: Known, reasons: dict[str, str]) -> int:
+    """room: adapters of the largest rank that fit into the share of the memory beside the slots."""
     if wishes.max_cpu_loras:
         cached = max(wishes.max_cpu_loras, slots)
         raised = "" if cached == wishes.max_cpu_loras else f", raised from {wishes.max_cpu_loras} to cover every slot"
         reasons["max_cpu_loras"] = f"{cached}, as asked for{raised}"
         return cached
-    reasons["max_cpu_loras"] = f"{2 * slots}, twice the slots, so that a swap evicts nothing that runs"
-    return 2 * slots
+    least, wanted = 2 * slots, known.count + SPARE
+    cached = max(least, min(wanted, room))
+    if cached > least or wanted > least:
+        whole = "all" if cached >= wanted else "not all"
+        reasons["max_cpu_loras"] = f"{cached}: room for {whole} of the {known.count} adapters that are here"
+    else:
+        reasons["max_cpu_loras"] = f"{cached}, twice the slots, so that a swap evicts nothing that runs"
+    return cached
 
 
-def _rank(machine: Machine, wishes: Wishes, bytes_per_rank: int, largest: int, reasons: dict[str, str]) -> int:
+def _rank(wishes: Wishes, affordable: int, known: Known, reasons: dict[str, str]) -> int:
+    """affordable: the largest rank that fits into the share of the memory; what is registered is served regardless."""
     if wishes.max_lora_rank:
         rank = padded(wishes.max_lora_rank)
         if rank is None:
             raise ValueError(f"no rank above {RANKS[-1]} can be served; {wishes.max_lora_rank} was asked for")
         reasons["max_lora_rank"] = f"{rank}, as asked for"
         return rank
-    comfortable = COMFORTABLE_RANK * bytes_per_rank <= SLOT_SHARE * machine.memory
-    floor = COMFORTABLE_RANK if comfortable else LEAST_RANK
-    needed = padded(largest) or RANKS[-1]
-    rank = max(floor, needed)
-    if needed > floor:
-        reasons["max_lora_rank"] = f"{rank}, for the largest registered adapter (rank {largest})"
+    comfortable = COMFORTABLE_RANK if affordable >= COMFORTABLE_RANK else LEAST_RANK
+    needed = padded(known.largest_rank) or RANKS[-1]
+    claimed = padded(known.claimed_rank) or RANKS[-1]
+    claimed = claimed if claimed <= affordable else 0
+    rank = max(comfortable, needed, claimed)
+    if needed == rank > comfortable:
+        reasons["max_lora_rank"] = f"{rank}, for the largest registered adapter (rank {known.largest_rank})"
+    elif rank > comfortable:
+        reasons["max_lora_rank"] = f"{rank}, for what lies in the adapters directory (rank {known.claimed_rank})"
     else:
-        size = f"{rank * bytes_per_rank / 2**20:,.0f} MiB for all adapters in memory"
-        reasons["max_lora_rank"] = f"{rank}, {size}"
+        reasons["max_lora_rank"] = f"{rank}, what most adapters have at most"
     return rank
 
 

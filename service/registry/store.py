@@ -114,10 +114,6 @@ class Store:
                 damaged[name] = str(error)
         return Restored(refs, damaged)
 
-    def largest_rank(self) -> int:
-        """The largest rank of any active version; 0 when there is none. What the engine should be started for."""
-        return max((ref.current.rank for ref in self.read().refs.values() if ref.current), default=0)
-
     def missing(self, refs: Mapping[str, Ref]) -> dict[str, set[int]]:
         """Versions that references mention and the disk has lost, by name."""
         lost: dict[str, set[int]] = {}
