@@ -72,6 +72,7 @@ async def gaps(url: str, cold: list[str], seconds: float) -> list[float]:
                     found.append(now - last)
                 last = now
                 if ended.is_set():
+                    await stream.close()
                     break
 
     streams = [asyncio.create_task(steady()) for _ in range(STREAMS)]

@@ -74,7 +74,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         room = Path(temporary)
         names = make_adapters(options.adapter, room / "adapters", options.adapters)
-        slots = ("--max-loras", str(options.slots))
+        slots = ("--max-loras", str(options.slots), "--max-cpu-loras", str(2 * options.slots))
 
         def run(url: str, flood: str) -> tuple[float, float]:
             waits = asyncio.run(measure(url, flood, names[1:], options.clients, options.rounds))
@@ -86,7 +86,7 @@ def main() -> None:
             rows.append(("loradock, flood on the base", *alone))
             rows.append(("loradock, flood on one adapter", *run(url, names[0])))
         if options.against_stock:
-            ranks = ("--max-lora-rank", "64", "--max-cpu-loras", str(2 * options.slots))
+            ranks = ("--max-lora-rank", "64")
             with stock(options.base, room / "adapters", names, room, *slots, *ranks) as url:
                 rows.append(("vLLM's server, flood on the base", *run(url, "base")))
                 rows.append(("vLLM's server, flood on one adapter", *run(url, names[0])))

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from service.engine.port import Engine
 
 SLOTS, SEATS = 2, 4
-STRENGTHS = (1.0, 0.8, 0.6, 0.4)
+PROMPT = "<|im_start|>user\nWhat do cows drink?<|im_end|>\n<|im_start|>assistant\nMilk, of course, as everybody knows."
+STRENGTHS = (1.0, 0.75, 0.5, 0.25)
 AT_ONCE = 6
 ROUND = 25
 """Operations between two looks at where everybody sits."""
@@ -60,24 +61,25 @@ class Trial:
     wrong: list[str] = field(default_factory=list)
 
     async def ask(self, adapter: EngineAdapter) -> np.ndarray:
-        """Log-probabilities of a short answer, prompt included."""
+        """Log-probabilities of a prompt's tokens, which no batch's rounding can send another way."""
         (request_type,) = (known.request_type for known in self.engine.operations if known.name == "completions")
-        body = request_type(
-            prompt="What do cows drink?", max_tokens=4, temperature=0, logprobs=1, echo=True, model="base"
-        )
+        body = request_type(prompt=PROMPT, max_tokens=1, temperature=0, logprobs=1, echo=True, model="base")
         await self.residency.hold(adapter)
         try:
             reply = await self.engine.run("completions", Call(body, adapter))
         finally:
             self.residency.release(adapter)
-        return np.array(reply.body["choices"][0]["logprobs"]["token_logprobs"][1:])
+        return np.array(reply.body["choices"][0]["logprobs"]["token_logprobs"][1:-1])
 
     async def request(self, adapter: EngineAdapter) -> None:
         """Ask, and see that this adapter answered."""
         spoken = await self.ask(adapter)
-        nearest = min(self.alone, key=lambda name: distance(self.alone[name], spoken))
+        far = {name: distance(alone, spoken) for name, alone in self.alone.items()}
+        nearest = min(far, key=far.__getitem__)
         if nearest != adapter.name:
-            self.wrong.append(f"{adapter.name} was asked and {nearest} answered")
+            self.wrong.append(
+                f"{adapter.name} was asked ({far[adapter.name]:.3f}), {nearest} spoke ({far[nearest]:.3f})"
+            )
 
     async def abort(self, adapter: EngineAdapter) -> None:
         """Ask, and leave after a moment."""
@@ -85,6 +87,8 @@ class Trial:
         await asyncio.sleep(self.choose.uniform(0, 0.3))
         asking.cancel()
         await asyncio.wait([asking])
+        # What vLLM makes of a cancellation is another room's subject.
+        asking.cancelled() or asking.exception()
 
     async def evict(self, adapter: EngineAdapter) -> None:
         await self.residency.retire(adapter.name)
@@ -124,7 +128,7 @@ class Trial:
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.abs(one - other).max()) if one.shape == other.shape else float("inf")
+    return float(np.abs(one - other).mean())
 
 
 def make(source: Path, target: Path, strength: float) -> EngineAdapter:
