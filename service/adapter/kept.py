@@ -63,7 +63,7 @@ def _trained(file: TensorFile, tensor: str, base: Base) -> Iterator[Problem]:
     path = parse_name(tensor).module
     yield Problem(
         ProblemCode.UNSUPPORTED_FEATURE,
-        f"It trained {path.rsplit('.', 1)[0]} as a whole (modules_to_save), which all who are served share.",
+        f"It trained {clip(path.split('.')[-2])} as a whole (modules_to_save), which all who are served share.",
         tensor,
         MERGE,
     )

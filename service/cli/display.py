@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+_UNITS: Final = (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
 _STATE_STYLES: Final = {"ready": "green", "loading": "yellow", "draining": "yellow", "failed": "red"}
 
 
@@ -30,7 +32,10 @@ def show_problems(console: Console, problems: Iterable[Mapping[str, str]], style
 
 def show_adapters(console: Console, records: Iterable[Mapping[str, Any]]) -> None:
     """One line an adapter, as of its active version."""
-    table = Table("NAME", "STATE", "ACTIVE", "RANK", "SIZE", "RESIDENCY", "PINNED", "RUNNING", "LAST USED", box=None)
+    heads = ("STATE", "ACTIVE", "RANK", "SIZE", "RESIDENCY", "PINNED", "RUNNING", "LAST USED")
+    table = Table(Column("NAME", overflow="fold"), *(Column(head, no_wrap=True) for head in heads), box=None)
+    table.pad_edge = False
+    now = datetime.now(UTC)
     for record in records:
         active = next((known for known in record["versions"] if known["version"] == record["active"]), None)
         table.add_row(
@@ -39,7 +44,7 @@ def show_adapters(console: Console, records: Iterable[Mapping[str, Any]]) -> Non
             *_facts(active),
             "yes" if record["pinned"] else "",
             str(record["in_flight"]),
-            _minute(record["last_used"]) or "never",
+            _ago(record["last_used"], now),
         )
     console.print(table)
 
@@ -87,6 +92,15 @@ def _state(record: Mapping[str, Any]) -> Text:
 def _minute(moment: str | None) -> str:
     """RFC 3339 to the minute, in UTC as it came."""
     return moment[:16].replace("T", " ") if moment else ""
+
+
+def _ago(moment: str | None, now: datetime) -> str:
+    """How long ago, in the one unit that says it, as kubectl does."""
+    if moment is None:
+        return "never"
+    seconds = max(int((now - datetime.fromisoformat(moment)).total_seconds()), 0)
+    unit, size = next((known for known in _UNITS if seconds >= known[1]), _UNITS[-1])
+    return f"{seconds // size}{unit} ago"
 
 
 def _facts(version: Mapping[str, Any] | None) -> tuple[str, str, str, str]:

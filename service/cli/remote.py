@@ -30,7 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the service's answer a
 
 def publish(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="What save_pretrained wrote.", show_default=False)],
-    name: Annotated[str, typer.Option(help="The name to serve it under.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="The name to serve it under; else the directory's.")] = None,
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Accept it though it names another base model.")
     ] = False,
@@ -38,7 +38,7 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Upload an adapter; done when it is proven and active."""
-    fields = {"name": name, "allow_base_mismatch": str(allow_base_mismatch).lower()}
+    fields = {"name": name or directory.resolve().name, "allow_base_mismatch": str(allow_base_mismatch).lower()}
     with _service(url, as_json=as_json) as service, _progress(quiet=as_json) as (began, sent):
         record = service.upload(fields, _content_files(directory), began, sent)
     _tell(record, f"{record['name']}@{record['active']} is active.", as_json=as_json)
