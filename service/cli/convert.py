@@ -109,7 +109,7 @@ def _progress(*, quiet: bool) -> Iterator[Progress]:
     with Progress(
         SpinnerColumn(finished_text="✔"),
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         TextColumn("{task.fields[amount]}"),
         TimeElapsedColumn(),
         console=Console(stderr=True, highlight=False),
@@ -117,14 +117,18 @@ def _progress(*, quiet: bool) -> Iterator[Progress]:
     ) as bars:
         tasks: dict[str, TaskID] = {}
 
+        def finish() -> None:
+            for task in bars.tasks:
+                bars.update(task.id, total=task.total or 1, completed=task.total or 1)
+
         def tell(stage: str, done: int = 0, total: int = 0) -> None:
             if stage not in tasks:
-                for task in bars.tasks:
-                    bars.update(task.id, total=task.total or 1, completed=task.total or 1)
+                finish()
                 tasks[stage] = bars.add_task(stage, total=total or None, amount="")
             bars.update(tasks[stage], completed=done, amount=f"{decimal(done)} of {decimal(total)}" if total else "")
 
         yield tell
+        finish()
 
 
 def _show(console: Console, out: Path, conversion: Conversion) -> None:
