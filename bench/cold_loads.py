@@ -3,7 +3,8 @@
     python bench/cold_loads.py --base .base/demo [--against-stock]
 
 Four streams on the base; adapters of rank 64 on all projections (78 MB in 32 bit) are asked for one after the other,
-more of them than the engine holds, so that each is a cold load. Gaps with cold loads against gaps without, in one run.
+more of them than the engine holds, so that each is a cold load. The gaps against those beside the same requests to
+adapters that are resident, and against those of the streams alone, in one run.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from service.adapter.base import Base
 
 RANK = 64
 STREAMS = 4
+RESIDENT = 4
+"""As many as there are slots."""
 
 
 def make_large(base: Path, target: Path, count: int) -> list[str]:
@@ -56,7 +59,11 @@ def make_large(base: Path, target: Path, count: int) -> list[str]:
 
 async def gaps(url: str, cold: list[str], seconds: float) -> list[float]:
     """Gaps between tokens of the steady streams, while the cold ones are asked for in turn."""
-    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=600, max_retries=0)
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=600, max_retries=0) as client:
+        return await _gaps(client, cold, seconds)
+
+
+async def _gaps(client: openai.AsyncOpenAI, cold: list[str], seconds: float) -> list[float]:
     found: list[float] = []
     ended = asyncio.Event()
 
@@ -100,23 +107,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         room = Path(temporary)
         names = make_large(options.base, room / "adapters", options.adapters)
-        sizes = ("--max-loras", "4", "--max-cpu-loras", "8", "--max-lora-rank", str(RANK))
+        sizes = ("--max-loras", str(RESIDENT), "--max-cpu-loras", "8", "--max-lora-rank", str(RANK))
         rows = []
 
         def run(who: str, url: str) -> None:
             quiet = asyncio.run(gaps(url, [], options.seconds))
+            resident = asyncio.run(gaps(url, names[:RESIDENT], options.seconds))
             loading = asyncio.run(gaps(url, names, options.seconds))
-            rows.append((who, _p99(quiet), _p99(loading), max(loading)))
+            rows.append((who, _p99(quiet), _p99(resident), _p99(loading), max(loading)))
 
         with loradock(options.base, room / "adapters", room, *sizes) as url:
             run("loradock", url)
         if options.against_stock:
             with stock(options.base, room / "adapters", names, room, *sizes) as url:
                 run("vLLM's server", url)
-    print("| | p99 gap without, s | p99 gap with cold loads, s | ratio | longest gap, s |")
-    print("| --- | --- | --- | --- | --- |")
-    for who, quiet, loading, longest in rows:
-        print(f"| {who} | {quiet:.3f} | {loading:.3f} | {loading / quiet:.2f} | {longest:.3f} |")
+    print("p99 gap between tokens, s")
+    print(
+        "| | streams alone | requests to resident adapters | requests that load | ratio to these | to alone | longest |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for who, quiet, resident, loading, longest in rows:
+        ratios = f"{loading / resident:.2f} | {loading / quiet:.2f}"
+        print(f"| {who} | {quiet:.3f} | {resident:.3f} | {loading:.3f} | {ratios} | {longest:.3f} |")
 
 
 def _p99(values: list[float]) -> float:

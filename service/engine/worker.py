@@ -6,12 +6,23 @@ mixed into vLLM's own class.
 
 from __future__ import annotations
 
+import os
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from vllm.lora.request import LoRARequest
 
-_reader = ThreadPoolExecutor(1, thread_name_prefix="loradock-read")
+LEAST_URGENT = 19
+"""Linux schedules threads by niceness one by one."""
+
+
+def _give_way() -> None:
+    """Let the steps have the cores first; threads that the reading starts inherit it."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_URGENT)
+
+
+_reader = ThreadPoolExecutor(1, thread_name_prefix="loradock-read", initializer=_give_way)
 """One at a time: reading competes with the steps for the interpreter and the memory's bandwidth."""
 
 

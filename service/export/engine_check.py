@@ -59,7 +59,8 @@ def engine_version() -> str:
 def _engine(directory: Path, dtype: str) -> Iterator[tuple[int, subprocess.Popen[bytes], BinaryIO]]:
     port = _free_port()
     command = [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(directory), "--host", "127.0.0.1",
+        # Not vLLM's own command, which looks for a distribution named vllm; the CPU's is named otherwise.
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory), "--host", "127.0.0.1",
         "--port", str(port), "--served-model-name", NAME, "--dtype", dtype, "--max-model-len", str(CONTEXT),
         "--max-num-seqs", "4", "--enforce-eager",
     ]  # fmt: skip

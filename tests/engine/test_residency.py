@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -76,6 +77,7 @@ class SeatsMachine(RuleBasedStateMachine):
 
 
 TestSeats = SeatsMachine.TestCase
+TestSeats.settings = settings(max_examples=200, stateful_step_count=50)  # 10,000 operations
 
 
 def adapter(directory: Path, name: str) -> EngineAdapter:

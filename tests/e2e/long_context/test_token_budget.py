@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import threading
 import time
@@ -23,35 +22,9 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 CEILING = 65528
 PROMPTS, LENGTH = 200, 750
-CONTEXT = 32768
+CONTEXT = 32768  # long_base's
 IN_FLIGHT = re.compile(r"^loradock_budget_tokens_in_flight (\S+)$", re.MULTILINE)
 SPLITS = re.compile(r"^loradock_budget_splits_total (\S+)$", re.MULTILINE)
-
-
-@pytest.fixture(scope="module")
-def long_base(demo_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Llama with a long context and the demo base's tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    path = tmp_path_factory.mktemp("long") / "base"
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(demo_base / name, path / name)
-    return path
 
 
 @pytest.fixture(scope="module")
