@@ -69,10 +69,13 @@ format: install ## Format the code and repair what ruff can
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-bench: demo ## Measure swaps, cold loads and a flood beside vLLM's own server, and merging beside PEFT
+bench: demo ## Measure throughput, swaps, kills, floods and loads beside vLLM's own server, and merging beside PEFT
+	@$(BIN)/python bench/throughput.py --base $(BASE) --adapter adapters/pirate --against-stock
 	@$(BIN)/python bench/swaps.py --base $(BASE) --adapters adapters
 	@$(BIN)/python bench/cold_loads.py --base $(BASE) --against-stock
 	@$(BIN)/python bench/flood.py --base $(BASE) --adapter adapters/pirate --against-stock
+	@$(BIN)/python bench/residency.py --base $(BASE) --adapters adapters
+	@$(BIN)/python bench/kills.py --base $(BASE) --adapters adapters
 	@$(BIN)/python bench/merge.py --base $(BASE) --adapter adapters/pirate
 
 adapters: demo ## Train the demo adapters again

@@ -223,5 +223,5 @@ def _rank_problems(config: AdapterConfig | None, judged: Judged, limit: int) -> 
                 ProblemCode.RANK_TOO_LARGE,
                 f"Its rank is {rank}; the service was started for at most {limit}.",
                 where,
-                f"{setting}, or merge it. {MERGE}",
+                f"{setting}. Or: {MERGE}",
             )

@@ -142,7 +142,7 @@ def _unknown(module: str, tensor: str) -> Problem:
         return Problem(ProblemCode.UNSUPPORTED_FEATURE, message, tensor, MERGE)
     if any(part in f"{module}." for part in _VISION):
         message = "It trained the vision part of a model; the base that is served has no such module."
-        remedy = f"Train with finetune_vision_layers=False, or merge it. {MERGE}"
+        remedy = f"Train with finetune_vision_layers=False. Or: {MERGE}"
         return Problem(ProblemCode.UNKNOWN_MODULE, message, tensor, remedy)
     return Problem(ProblemCode.UNKNOWN_MODULE, "The base model has no such module.", tensor, WRONG_BASE)
 

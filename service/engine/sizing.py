@@ -87,6 +87,8 @@ def choose(machine: Machine, wishes: Wishes, bytes_per_rank: int, known: Known =
     reasons["max_lora_rank"] += (
         f"; {bytes_per_rank * rank * (slots + cached) / 2**20:,.0f} MiB when all seats are taken"
     )
+    if not machine.accelerator:
+        reasons["threads"] = f"{machine.cores}, every core this process may use"
     return Sizing(slots, cached, rank, _kv_cache(machine, reasons), reasons)
 
 
@@ -108,8 +110,9 @@ def _cached(wishes: Wishes, slots: int, room: int, known: Known, reasons: dict[s
     least, wanted = 2 * slots, known.count + SPARE
     cached = max(least, min(wanted, room))
     if cached > least or wanted > least:
-        whole = "all" if cached >= wanted else "not all"
-        reasons["max_cpu_loras"] = f"{cached}: room for {whole} of the {known.count} adapters that are here"
+        held = f"all {known.count} adapters that are here, and {SPARE} that replace them"
+        fits = f"what a tenth of the memory holds at the largest rank; {known.count} adapters are here"
+        reasons["max_cpu_loras"] = f"{cached}, {held if cached >= wanted else fits}"
     else:
         reasons["max_cpu_loras"] = f"{cached}, twice the slots, so that a swap evicts nothing that runs"
     return cached

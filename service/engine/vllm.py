@@ -116,6 +116,10 @@ class VllmEngine:
         """Bring up the engine's processes and the handlers. Raises ConfigurationError when it won't start."""
         engine_args = await asyncio.to_thread(arguments.cap_batch, self._args, self._budget)
         config = await asyncio.to_thread(engine_args.create_engine_config, UsageContext.OPENAI_API_SERVER)
+        batch = config.scheduler_config.max_num_batched_tokens
+        log.info(
+            "chosen", setting="max_num_batched_tokens", value=f"{batch}, within the token budget of {self._budget}"
+        )
         try:
             self._llm = await asyncio.to_thread(Llm.from_vllm_config, config)
         except RuntimeError as error:
