@@ -3,8 +3,7 @@
 It acts only where `loradock serve` put its marker into the environment, and only in the ways listed here:
 
 - KV-cache blocks are zeroed when they are allocated, so that NaNs of one request never reach another;
-- on the CPU, rows without an adapter are out of LoRA's reach (`cpu_lora`), and whoever waits for a step naps: vLLM's
-  processes wait for each other in busy loops, which there take the cores from the step itself;
+- on the CPU, rows without an adapter are out of LoRA's reach (`cpu_lora`);
 - the engine's processes don't end when the terminal or the supervisor signals the whole group: the service lets
   running streams finish first, then tells them; and they do end when the service is gone.
 """
@@ -26,9 +25,6 @@ END = signal.SIGUSR1
 
 ORPHAN_CHECK_SECONDS = 1.0
 
-NAP_SECONDS = 1e-4
-"""Against steps of tens of milliseconds on a CPU."""
-
 
 def register() -> None:
     """Entry point of the group `vllm.general_plugins`; may run several times in one process."""
@@ -37,7 +33,6 @@ def register() -> None:
     _zero_blocks()
     if _on_cpu():
         _group_rows()
-        _nap_while_waiting()
     if multiprocessing.parent_process() is not None:
         _outlast_signals()
         _end_with_parent()
@@ -53,12 +48,6 @@ def _on_cpu() -> bool:
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cpu())
-
-
-def _nap_while_waiting() -> None:
-    from vllm.distributed.device_communicators import shm_broadcast
-
-    shm_broadcast.sched_yield = lambda: time.sleep(NAP_SECONDS)
 
 
 def _group_rows() -> None:
