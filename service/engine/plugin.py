@@ -3,7 +3,7 @@
 It acts only where `loradock serve` put its marker into the environment, and only in the ways listed here:
 
 - KV-cache blocks are zeroed when they are allocated, so that NaNs of one request never reach another;
-- on the CPU, rows without an adapter are out of LoRA's reach (`cpu_lora`);
+- on the CPU, LoRA runs our way (`cpu_lora`): fast, and a row is out of every other adapter's reach;
 - the engine's processes don't end when the terminal or the supervisor signals the whole group: the service lets
   running streams finish first, then tells them; and they do end when the service is gone.
 """
@@ -32,7 +32,8 @@ def register() -> None:
         return
     _zero_blocks()
     if _on_cpu():
-        _group_rows()
+        _flush_denormals()
+        _run_lora_our_way()
     if multiprocessing.parent_process() is not None:
         _outlast_signals()
         _end_with_parent()
@@ -50,37 +51,32 @@ def _on_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
-def _group_rows() -> None:
+def _run_lora_our_way() -> None:
     from vllm.lora.model_manager import LoRAModelManager
     from vllm.platforms import current_platform
 
-    type(current_platform).get_punica_wrapper = classmethod(lambda _: "service.engine.cpu_lora.GroupedLoRA")
-    if not hasattr(LoRAModelManager.activate_adapter, "notes_ranks"):
-        LoRAModelManager.activate_adapter = _noting_ranks(LoRAModelManager.activate_adapter)
+    type(current_platform).get_punica_wrapper = classmethod(lambda _: "service.engine.cpu_lora.wrapper.CpuLora")
+    if not hasattr(LoRAModelManager._create_lora_modules, "fits_ours"):  # noqa: SLF001
+        LoRAModelManager._create_lora_modules = _fitting_ours(LoRAModelManager._create_lora_modules)  # noqa: SLF001
 
 
-def _noting_ranks(activate: Any) -> Any:
-    def activate_adapter(manager: Any, lora_id: int) -> Any:
-        activated = activate(manager, lora_id)
-        slot = manager.lora_index_to_id.index(lora_id)
-        rank = true_rank(manager.get_adapter(lora_id))
-        for wrapper in manager.punica_wrapper_mapping.values():
-            wrapper.ranks[slot] = rank
-        return activated
+def _fitting_ours(create: Any) -> Any:
+    def create_lora_modules(manager: Any) -> None:
+        from service.engine.cpu_lora.wrapper import fit
 
-    activate_adapter.notes_ranks = True  # type: ignore[attr-defined]
-    return activate_adapter
+        create(manager)
+        for module in manager.modules.values():
+            fit(module)
+
+    create_lora_modules.fits_ours = True  # type: ignore[attr-defined]
+    return create_lora_modules
 
 
-def true_rank(lora: Any) -> int:
-    """The largest rank among an adapter's layers, as its tensors have it. Packed layers hold a list of tensors."""
-    tensors = (
-        a
-        for layer in lora.loras.values()
-        for a in (layer.lora_a if isinstance(layer.lora_a, list) else [layer.lora_a])
-        if a is not None
-    )
-    return max((a.shape[0] for a in tensors), default=0)
+def _flush_denormals() -> None:
+    """Threads inherit it, so it is set before torch makes any. Numbers below 1e-38 cost a CPU a hundred times more."""
+    import torch
+
+    torch.set_flush_denormal(True)
 
 
 def _outlast_signals() -> None:

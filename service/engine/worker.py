@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.lora.request import LoRARequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LEAST_URGENT = 19
 """Linux schedules threads by niceness one by one."""
@@ -33,8 +36,15 @@ class WorkerExtension:
 
     def loradock_read(self, lora_id: int, name: str, path: str) -> None:
         """Begin to read an adapter's file in a thread, so that steps go on meanwhile."""
-        request = LoRARequest(name, lora_id, path)
-        self._loradock_reads[lora_id] = _reader.submit(self.model_runner.lora_manager._load_adapter, request)  # noqa: SLF001
+        self._loradock_reads[lora_id] = _reader.submit(self._loradock_load, LoRARequest(name, lora_id, path))
+
+    def _loradock_load(self, request: LoRARequest) -> Any:
+        lora = self.model_runner.lora_manager._load_adapter(request)  # noqa: SLF001
+        if self._loradock_on_cpu:
+            from service.engine.cpu_lora.wrapper import prepare
+
+            prepare(self.model_runner.lora_manager._adapter_manager, lora)  # noqa: SLF001
+        return lora
 
     def loradock_register(self, lora_id: int) -> bool | str:
         """Hand an adapter that has been read to vLLM's cache, without taking a slot: between two steps, in moments.
@@ -49,7 +59,12 @@ class WorkerExtension:
             return False
         del self._loradock_reads[lora_id]
         try:
-            manager.add_adapter(read.result())
+            lora = read.result()
+            if self._loradock_on_cpu:
+                # Merging layers is what vLLM's add_adapter does besides; that has been done while reading.
+                manager._registered_adapters[lora.id] = lora  # noqa: SLF001
+            else:
+                manager.add_adapter(lora)
         except Exception as error:  # noqa: BLE001 (whatever vLLM finds wrong with it is an answer, not a failure of ours)
             return f"{type(error).__name__}: {error}"
         return True
@@ -64,11 +79,14 @@ class WorkerExtension:
         config = self.model_runner.kv_cache_config
         manager = self.model_runner.lora_manager._adapter_manager  # noqa: SLF001
         wrappers = manager.punica_wrapper_mapping.values()
-        on_cpu = self.model_runner.device.type == "cpu"
         return {
             "blocks_are_zeroed": bool(config.needs_kv_cache_zeroing),
-            "rows_are_grouped": not on_cpu or all(hasattr(wrapper, "ranks") for wrapper in wrappers),
+            "rows_are_apart": not self._loradock_on_cpu or all(hasattr(wrapper, "step") for wrapper in wrappers),
         }
+
+    @property
+    def _loradock_on_cpu(self) -> bool:
+        return bool(self.model_runner.device.type == "cpu")
 
     def loradock_resident(self) -> dict[int, str]:
         """Adapter id → "gpu" (in a slot) or "cpu" (in memory)."""
@@ -84,8 +102,14 @@ class WorkerExtension:
         manager = self.model_runner.lora_manager._adapter_manager  # noqa: SLF001
         manager.activate_adapter(lora_id)
         slot = manager.lora_index_to_id.index(lora_id)
-        return sum(
-            bool(a[slot].any() or b[slot].any())
-            for module in manager.modules.values()
-            for a, b in zip(module.lora_a_stacked, module.lora_b_stacked, strict=True)
-        )
+        return sum(arrived for module in manager.modules.values() for arrived in _arrivals(module, slot))
+
+
+def _arrivals(module: Any, slot: int) -> Iterator[bool]:
+    """For each part of a layer whether the slot holds any weight of it that isn't zero."""
+    fitted = getattr(module, "loradock", None)
+    if fitted is None:
+        for a, b in zip(module.lora_a_stacked, module.lora_b_stacked, strict=True):
+            yield bool(a[slot].any() or b[slot].any())
+    elif parts := fitted.layer.parts(slot):
+        yield from parts.effects()
