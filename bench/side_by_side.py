@@ -118,7 +118,7 @@ ROWS = {
     "base-deep": Row("deep", "base only, room for rank 64", "base-deep"),
     "r64x4": Row("deep", "4 adapters of rank 64, all projections", "base-deep", made=4),
     "base-few": Row("few", "base only, 4 slots", "base-few"),
-    "slots": Row("few", "16 adapters of rank 4 over 4 slots", "base-few", demo=16),
+    "slots": Row("few", "16 adapters of rank 4 over 4 slots", "base-few", demo=16, how={"requests": 48}),
     "zipf": Row("few", "64 adapters, Zipf, over 4 slots", "base-few", demo=64, how={"mix": "zipf", "requests": 64}),
 }
 
