@@ -70,10 +70,10 @@ format: install ## Format the code and repair what ruff can
 	@$(BIN)/ruff check --quiet --fix .
 
 bench: demo ## Measure throughput, swaps, kills, floods and loads beside vLLM's own server, and merging beside PEFT
-	@$(BIN)/python bench/throughput.py --base $(BASE) --adapter adapters/pirate --against-stock
+	@$(BIN)/python bench/side_by_side.py --base $(BASE) --adapter adapters/pirate
 	@$(BIN)/python bench/swaps.py --base $(BASE) --adapters adapters
-	@$(BIN)/python bench/cold_loads.py --base $(BASE) --against-stock
-	@$(BIN)/python bench/flood.py --base $(BASE) --adapter adapters/pirate --against-stock
+	@$(BIN)/python bench/cold_loads.py --base $(BASE) --servers loradock,vllm-same
+	@$(BIN)/python bench/flood.py --base $(BASE) --adapter adapters/pirate --servers loradock,vllm-same
 	@$(BIN)/python bench/residency.py --base $(BASE) --adapters adapters
 	@$(BIN)/python bench/kills.py --base $(BASE) --adapters adapters
 	@$(BIN)/python bench/merge.py --base $(BASE) --adapter adapters/pirate

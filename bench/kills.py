@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
-from servers import loradock_process
+from servers import LORADOCK, running
 
 NAMES = ("one", "two", "three")
 SECONDS = 6.0
@@ -100,13 +100,13 @@ def main() -> None:
             shutil.copytree(options.adapters / source, target)
         for kill in range(options.kills + 1):
             with (
-                loradock_process(options.base, room / "adapters", room) as (url, process),
-                httpx2.Client(base_url=url, timeout=60) as http,
+                running(LORADOCK, options.base, room / "adapters", (), room) as server,
+                httpx2.Client(base_url=server.url, timeout=60) as http,
                 suppress(httpx2.TransportError),
             ):
                 wrong += check(http, ledger)
                 if kill < options.kills:
-                    threading.Timer(choose.uniform(0.05, SECONDS), process.kill).start()
+                    threading.Timer(choose.uniform(0.05, SECONDS), server.process.kill).start()
                     work(http, ledger, choose, sources)
     print(f"{options.kills} kills, {ledger.done} changes answered, {len(wrong)} wrong afterwards")
     for line in wrong:

@@ -8,103 +8,177 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import httpx2
-import ml_dtypes
-import numpy as np
-from safetensors.numpy import load_file, save_file
+import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 START_SECONDS = 300
-WEIGHTS = "adapter_model.safetensors"
+STOP_SECONDS = 60
+OURS = {
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+    "TORCH_COMPILE_DISABLE": "1",
+    "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
+}
+"""The variables that `service/engine/arguments.py` sets on a CPU, beside what changes no figure."""
+SAME = ("--kv-cache-memory-bytes", str(1 << 30), "--max-num-seqs", "128", "--max-num-batched-tokens", "2048")
+"""Said to every server of `turns`, since what they choose by themselves differs; small enough for several at once."""
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def make_adapters(source: Path, target: Path, count: int) -> list[str]:
-    """Siblings of one adapter that differ a little in strength, so that each has a content of its own."""
-    names = []
-    for number in range(count):
-        name = f"a{number:02d}"
-        directory = target / name
-        directory.mkdir(parents=True)
-        tensors = load_file(source / WEIGHTS)
-        for key in [key for key in tensors if "lora_B" in key]:
-            scaled = tensors[key].astype(np.float32) * (1 - number / (4 * count))
-            tensors[key] = scaled.astype(ml_dtypes.bfloat16)
-        save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-        (directory / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
-        names.append(name)
-    return names
+@dataclass(frozen=True)
+class Kind:
+    """One way to serve."""
+
+    what: str
+    lora: bool = True
+    variables: dict[str, str] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
+
+
+LORADOCK = "loradock"
+KINDS = {
+    LORADOCK: Kind("loradock serve"),
+    "vllm": Kind("vLLM's server with LoRA, as it comes"),
+    "vllm-same": Kind("the same with loradock's variables: both cores, uncompiled", variables=OURS),
+    "vllm-same-targets": Kind(
+        "the same, LoRA on the projections only as loradock has it",
+        variables=OURS,
+        arguments=("--lora-target-modules", *PROJECTIONS),
+    ),
+    "vllm-nolora": Kind("vLLM's server without LoRA, uncompiled, both cores", lora=False, variables=OURS),
+    "vllm-nolora-compiled": Kind(
+        "vLLM's server without LoRA, compiled, both cores",
+        lora=False,
+        variables=OURS | {"TORCH_COMPILE_DISABLE": "0"},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that is up."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def pause(self) -> None:
+        """Stop it with all its processes, which would take the cores in busy loops though nobody asks them."""
+        for member in self._members():
+            member.suspend()
+        while any(member.status() != psutil.STATUS_STOPPED for member in self._members()):
+            time.sleep(0.01)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        for member in self._members():
+            member.resume()
+
+    def cpu_seconds(self) -> float:
+        """Processor time of all its processes so far."""
+        return sum(sum(member.cpu_times()[:2]) for member in self._members())
+
+    def end(self) -> None:
+        """Ask it to end, and end what is left of it."""
+        self.resume()
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(STOP_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _members(self) -> list[psutil.Process]:
+        """Everything that runs in the session it was started in."""
+        members = []
+        for process in psutil.process_iter():
+            with suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    members.append(process)
+        return members
+
+
+@contextmanager
+def running(
+    kind: str, base: Path, adapters: Path, names: Sequence[str], room: Path, *further: str
+) -> Iterator[Running]:
+    """A server of one of KINDS with the adapters `names` of the directory `adapters`; logs to `room`/KIND.log."""
+    port = _free_port()
+    how = KINDS[kind]
+    common = ["--model", base, "--served-model-name", "base", "--port", str(port), *how.arguments, *further]
+    variables = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"} | how.variables
+    if kind == LORADOCK:
+        command = ["-m", "service", "serve", *common, "--adapters-dir", adapters, "--state-dir", room / "state"]
+    else:
+        command = ["-m", "vllm.entrypoints.openai.api_server", *common]
+        variables["VLLM_PLUGINS"] = ""  # ours among them
+        if how.lora:
+            modules = [f"{name}={adapters / name}" for name in names]
+            command += ["--enable-lora", *(["--lora-modules", *modules] if modules else [])]
+    log = room / f"{kind}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | variables,
+        )
+    server = Running(f"http://127.0.0.1:{port}", process)
+    try:
+        _wait(server, "/readyz" if kind == LORADOCK else "/health", log)
+        yield server
+    finally:
+        server.end()
 
 
 @contextmanager
 def loradock(base: Path, adapters: Path, room: Path, *further: str) -> Iterator[str]:
     """A service with everything in `adapters` registered; yields its address."""
-    with loradock_process(base, adapters, room, *further) as (url, _):
-        yield url
+    with running(LORADOCK, base, adapters, (), room, *further) as server:
+        yield server.url
 
 
 @contextmanager
-def loradock_process(
-    base: Path, adapters: Path, room: Path, *further: str
-) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The same, with the process."""
-    port = _free_port()
-    command = ["serve", "--model", base, "--served-model-name", "base", "--adapters-dir", adapters]
-    command += ["--state-dir", room / "state", "--port", str(port), *further]
-    with _running([sys.executable, "-m", "service", *command], room / "loradock.log", port, "/readyz") as process:
-        yield f"http://127.0.0.1:{port}", process
+def turns(
+    kinds: Sequence[str], base: Path, adapters: Path, names: Sequence[str], room: Path, *sizes: str
+) -> Iterator[Callable[[int], Iterator[tuple[str, str]]]]:
+    """Servers of several kinds, all up and all stopped but for the one whose turn it is.
+
+    What it yields gives one round: (kind, address), each running until the next is asked for; who begins changes with
+    the round's number.
+    """
+    with ExitStack() as stack:
+        up: dict[str, Running] = {}
+        for kind in kinds:
+            further = SAME + (sizes if KINDS[kind].lora else ())
+            up[kind] = stack.enter_context(running(kind, base, adapters, names, room, *further))
+            up[kind].pause()
+
+        def round_(number: int) -> Iterator[tuple[str, str]]:
+            first = number % len(kinds)
+            for kind in (*kinds[first:], *kinds[:first]):
+                up[kind].resume()
+                yield kind, up[kind].url
+                up[kind].pause()
+
+        yield round_
 
 
-@contextmanager
-def stock(base: Path, adapters: Path, names: list[str], room: Path, *further: str) -> Iterator[str]:
-    """vLLM's own server with the same adapters as --lora-modules; all cores for its engine too."""
-    port = _free_port()
-    modules = [f"{name}={adapters / name}" for name in names]
-    command = ["--model", base, "--served-model-name", "base", "--enable-lora", "--port", str(port), *further]
-    command += ["--kv-cache-memory-bytes", str(4 << 30), *(["--lora-modules", *modules] if modules else [])]
-    module = "vllm.entrypoints.openai.api_server"
-    with _running([sys.executable, "-m", module, *command], room / "stock.log", port, "/health"):
-        yield f"http://127.0.0.1:{port}"
-
-
-@contextmanager
-def _running(command: list[str | Path], log: Path, port: int, health: str) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=os.environ | {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_NO_USAGE_STATS": "1"},
-        )
-    try:
-        _wait(process, f"http://127.0.0.1:{port}{health}", log)
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _wait(server: Running, path: str, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            if httpx2.get(url, timeout=5).status_code == httpx2.codes.OK:
+    while time.monotonic() < deadline and server.process.poll() is None:
+        with suppress(httpx2.TransportError):
+            if httpx2.get(server.url + path, timeout=5).status_code == httpx2.codes.OK:
                 return
-        except httpx2.TransportError:
-            pass
         time.sleep(0.5)
-    raise RuntimeError(f"not up: {url}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-20:]))
+    raise RuntimeError(f"not up: {server.url}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-20:]))
 
 
 def _free_port() -> int:
