@@ -65,8 +65,7 @@ def _fitting_ours(create: Any) -> Any:
         from service.engine.cpu_lora.wrapper import fit
 
         create(manager)
-        for module in manager.modules.values():
-            fit(module)
+        fit(manager.modules.values())
 
     create_lora_modules.fits_ours = True  # type: ignore[attr-defined]
     return create_lora_modules

@@ -9,19 +9,22 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from vllm.lora.request import LoRARequest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 LEAST_URGENT = 19
 """Linux schedules threads by niceness one by one."""
 
 
 def _give_way() -> None:
-    """Let the steps have the cores first; threads that the reading starts inherit it."""
+    """Let the steps have the cores first.
+
+    With threads of its own this one would make OpenMP count more of them than there are cores, for good; from then on
+    the steps' threads sleep at the end of every product instead of waiting for the next.
+    """
+    torch.set_num_threads(1)
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_URGENT)
 
 
@@ -102,14 +105,11 @@ class WorkerExtension:
         manager = self.model_runner.lora_manager._adapter_manager  # noqa: SLF001
         manager.activate_adapter(lora_id)
         slot = manager.lora_index_to_id.index(lora_id)
-        return sum(arrived for module in manager.modules.values() for arrived in _arrivals(module, slot))
+        return sum(_arrived(module, slot) for module in manager.modules.values())
 
 
-def _arrivals(module: Any, slot: int) -> Iterator[bool]:
-    """For each part of a layer whether the slot holds any weight of it that isn't zero."""
-    fitted = getattr(module, "loradock", None)
-    if fitted is None:
-        for a, b in zip(module.lora_a_stacked, module.lora_b_stacked, strict=True):
-            yield bool(a[slot].any() or b[slot].any())
-    elif parts := fitted.layer.parts(slot):
-        yield from parts.effects()
+def _arrived(module: Any, slot: int) -> int:
+    if fitted := getattr(module, "loradock", None):
+        return int(fitted.layer.arrived(slot))
+    pairs = zip(module.lora_a_stacked, module.lora_b_stacked, strict=True)
+    return sum(bool(a[slot].any() or b[slot].any()) for a, b in pairs)

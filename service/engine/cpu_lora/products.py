@@ -63,6 +63,11 @@ def products_for(dtype: torch.dtype, widths: tuple[int, ...]) -> Products:
     """The fastest that is right on this processor for a layer with these input and output widths."""
     if dtype is torch.bfloat16 and all(width % Vnni.ALIGNED == 0 for width in widths):
         return _tried()
+    return _plain()
+
+
+@cache
+def _plain() -> Products:
     return Plain()
 
 
@@ -76,7 +81,7 @@ def _tried() -> Products:
     except (AttributeError, ImportError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
     log.warning("LoRA runs on torch's products, since vLLM's packed ones can't be used here: %s", reason)
-    return Plain()
+    return _plain()
 
 
 def _right(products: Products) -> bool:

@@ -14,22 +14,21 @@ from vllm.logger import init_logger
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from service.engine.cpu_lora.layer import Allowance, Kind, Layer, Step
-from service.engine.cpu_lora.parts import Parts
+from service.engine.cpu_lora.kind import Kind
+from service.engine.cpu_lora.layer import Layer
 from service.engine.cpu_lora.products import products_for
+from service.engine.cpu_lora.step import Step
+from service.engine.cpu_lora.weights import Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from service.engine.cpu_lora.plan import Span
+    from service.engine.cpu_lora.form import Span
 
 log = init_logger(__name__)
 
 ASKED_OF_LAYERS = ("apply", "set_lora", "reset_lora", "slice_lora_a", "slice_lora_b", "_apply_lora_to_output")
 """What vLLM 0.32's linear layers have and we call or stand in for."""
-
-_allowance = Allowance()
-
 
 class CpuLora(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM's types are not followed
     """Stands in for vLLM's wrapper on the CPU: rows are sorted by adapter once a step, for all layers."""
@@ -57,7 +56,7 @@ class CpuLora(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM's types are not f
 
         x [rows, in], y [rows, sum(output_slices)]; A [slots, 1, rank, in] and B [slots, 1, out, rank] per slice.
         """
-        for slot, rows in self.step.chosen.items():
+        for slot, rows in self.step.rows.items():
             inputs = x[rows]
             for a, b, span in zip(lora_a_stacked, lora_b_stacked, _spans(output_slices), strict=True):
                 delta = inputs @ a[slot, 0].t() @ b[slot, 0].t()
@@ -69,40 +68,29 @@ class Fitted:
 
     def __init__(self, module: Any) -> None:
         self._module = module
-        a, b = module.lora_a_stacked, module.lora_b_stacked
-        self._spans = _spans(module.output_slices)
-        kind = Kind(
-            inputs=a[0].shape[-1],
-            spans=self._spans,
-            dtype=a[0].dtype,
-            capacity=a[0].shape[0],
-            products=products_for(a[0].dtype, (a[0].shape[-1], *module.output_slices)),
-        )
-        self.layer = Layer(kind, _allowance)
-        # Nobody writes or reads them any more; shape and type are still asked for.
-        module.lora_a_stacked = tuple(each.to("meta") for each in a)
-        module.lora_b_stacked = tuple(each.to("meta") for each in b)
+        self.layer = Layer(_kind(module))
+        # Nobody writes or reads these any more; shape and type are still asked for.
+        module.lora_a_stacked = tuple(each.to("meta") for each in module.lora_a_stacked)
+        module.lora_b_stacked = tuple(each.to("meta") for each in module.lora_b_stacked)
         module.set_lora = self.set_lora
         module.reset_lora = self.reset_lora
         module._apply_lora_to_output = self.apply_to_output  # noqa: SLF001
         module.loradock = self
 
-    def parts(self, lora_a: Any, lora_b: Any) -> Parts | None:
+    def weights(self, lora_a: Any, lora_b: Any) -> Weights | None:
         """Weights in vLLM's form, a tensor or a list with one or None for each slice, in ours."""
-        if isinstance(lora_a, Parts):
-            return lora_a
-        module = self._module
-        if isinstance(lora_b, list) and len(lora_b) != len(self._spans):
+        module, kind = self._module, self.layer.kind
+        if isinstance(lora_b, list) and len(lora_b) != len(kind.spans):
             lora_a, lora_b = module.expand_packed_lora(lora_a, lora_b)
         if module.tp_size > 1:
             lora_a, lora_b = module.slice_lora_a(lora_a), module.slice_lora_b(lora_b)
         if not isinstance(lora_a, list):
             lora_a, lora_b = [lora_a], [lora_b]
-        return Parts.of(lora_a, lora_b, self._spans)
+        return Weights.of(kind, lora_a, lora_b)
 
     def set_lora(self, index: int, lora_a: Any, lora_b: Any) -> None:
-        """As vLLM's, without copying anything."""
-        self.layer.put(index, self.parts(lora_a, lora_b))
+        """As vLLM's; `prepare` has made weights of both, for what comes from a file."""
+        self.layer.put(index, lora_a if isinstance(lora_a, Weights) else self.weights(lora_a, lora_b))
 
     def reset_lora(self, index: int) -> None:
         """As vLLM's."""
@@ -117,15 +105,23 @@ class Fitted:
         return output
 
 
-def fit(module: Any) -> None:
-    """Put our layer into one of vLLM's, if it is one we know."""
-    if not isinstance(module, BaseLinearLayerWithLoRA):
-        return
-    lacking = [name for name in ASKED_OF_LAYERS if not hasattr(module, name)]
-    if lacking or module.lora_config.fully_sharded_loras or not isinstance(module.punica_wrapper, CpuLora):
-        log.warning_once("LoRA runs adapter by adapter: %s is not as loradock knows it.", type(module).__name__)
-        return
-    Fitted(module)
+def _kind(module: Any) -> Kind:
+    a = module.lora_a_stacked[0]
+    slots, _, _, inputs = a.shape
+    products = products_for(a.dtype, (inputs, *module.output_slices))
+    return Kind(inputs, _spans(module.output_slices), a.dtype, slots, products)
+
+
+def fit(modules: Iterable[Any]) -> None:
+    """Put our layer into each of vLLM's that we know."""
+    for module in modules:
+        if not isinstance(module, BaseLinearLayerWithLoRA):
+            continue
+        lacking = [name for name in ASKED_OF_LAYERS if not hasattr(module, name)]
+        if lacking or module.lora_config.fully_sharded_loras or not isinstance(module.punica_wrapper, CpuLora):
+            log.warning_once("LoRA runs adapter by adapter: %s is not as loradock knows it.", type(module).__name__)
+        else:
+            Fitted(module)
 
 
 def prepare(manager: Any, lora: Any) -> None:
@@ -134,7 +130,7 @@ def prepare(manager: Any, lora: Any) -> None:
     for name, module in manager.modules.items():
         weights = lora.get_lora(name)
         if weights is not None and (fitted := getattr(module, "loradock", None)):
-            weights.lora_a = weights.lora_b = fitted.parts(weights.lora_a, weights.lora_b)
+            weights.lora_a = weights.lora_b = fitted.weights(weights.lora_a, weights.lora_b)
 
 
 def _spans(widths: Sequence[int]) -> tuple[Span, ...]:
