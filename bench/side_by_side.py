@@ -36,12 +36,15 @@ from servers import KINDS, turns
 from adapters import made, siblings
 from service.load.drive import drive
 from service.load.figures import Figures
+from service.load.metric import METRICS
 from service.load.ratio import Ratio, spread
 from service.load.server import Server
 from service.load.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from service.load.metric import Metric
 
 BASE = "base"
 
@@ -124,14 +127,6 @@ ROWS = {
 
 Taken = dict[str, dict[str, list[Figures]]]
 """Row → server → its figures, round by round."""
-METRICS: dict[str, Callable[[Figures], float | None]] = {
-    "tokens_per_second": lambda figures: figures.tokens_per_second,
-    "ttft_p50": lambda figures: figures.ttft and figures.ttft.p50,
-    "ttft_p99": lambda figures: figures.ttft and figures.ttft.p99,
-    "itl_p50": lambda figures: figures.itl and figures.itl.p50,
-    "itl_p99": lambda figures: figures.itl and figures.itl.p99,
-    "e2el_p50": lambda figures: figures.e2el and figures.e2el.p50,
-}
 
 
 class Bench:
@@ -179,7 +174,7 @@ async def measure(server: Server, workload: Workload, seed: str) -> Figures:
     return Figures.of(run)
 
 
-def ratios(taken: Taken, pick: Callable[[Figures], float | None]) -> Iterator[tuple[str, str, str, Ratio]]:
+def ratios(taken: Taken, metric: Metric) -> Iterator[tuple[str, str, str, Ratio]]:
     """(row, server, against what, ratio): to the row's reference on the same server, then to the other servers."""
     for row, by_server in taken.items():
         for server, rounds in by_server.items():
@@ -187,7 +182,7 @@ def ratios(taken: Taken, pick: Callable[[Figures], float | None]) -> Iterator[tu
             others = {other: figures for other, figures in by_server.items() if other != server}
             against = ({"reference": reference} if ROWS[row].reference != row else {}) | others
             for what, theirs in against.items():
-                pairs = [(pick(one) or 0.0, pick(other) or 0.0) for one, other in zip(rounds, theirs, strict=False)]
+                pairs = [(metric.of(one), metric.of(other)) for one, other in zip(rounds, theirs, strict=True)]
                 if ratio := Ratio.of(pairs):
                     yield row, server, what, ratio
 
@@ -231,7 +226,7 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _medians(rounds: Sequence[Figures], metrics: Sequence[str], scale: float, digits: int) -> str:
-    found = [[METRICS[metric](figures) for figures in rounds] for metric in metrics]
+    found = [[METRICS[metric].of(figures) for figures in rounds] for metric in metrics]
     return ", ".join(
         f"{statistics.median(known) * scale:.{digits}f}"
         for values in found
@@ -256,9 +251,9 @@ def record(taken: Taken, options: argparse.Namespace) -> dict[str, Any]:
             for row, by_server in taken.items()
         },
         "ratios": [
-            {"metric": metric, "row": row, "server": server, "against": what} | asdict(ratio)
-            for metric, pick in METRICS.items()
-            for row, server, what, ratio in ratios(taken, pick)
+            {"metric": metric.name, "row": row, "server": server, "against": what} | asdict(ratio)
+            for metric in METRICS.values()
+            for row, server, what, ratio in ratios(taken, metric)
         ],
     }
 
