@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from servers import KINDS, turns
+from servers import KINDS, among, turns
 
 from adapters import made, siblings
 from service.load.drive import drive
@@ -276,8 +276,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=Path(".base/demo"))
     parser.add_argument("--adapter", type=Path, default=Path("adapters/pirate"), help="the demo rows' adapter")
-    parser.add_argument("--servers", type=_among(KINDS), default=["loradock", "vllm", "vllm-same"])
-    parser.add_argument("--rows", type=_among(ROWS), default=list(ROWS))
+    parser.add_argument("--servers", type=among(KINDS), default=["loradock", "vllm", "vllm-same"])
+    parser.add_argument("--rows", type=among(ROWS), default=list(ROWS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="where every figure of every round goes")
     parser.add_argument("--list", action="store_true", help="name servers and rows, and end")
@@ -286,16 +286,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     needed = {ROWS[row].reference for row in options.rows} | set(options.rows)
     options.rows = [row for row in ROWS if row in needed]
     return options
-
-
-def _among(known: dict[str, Any]) -> Callable[[str], list[str]]:
-    def names(text: str) -> list[str]:
-        found = text.split(",")
-        if unknown := set(found) - known.keys():
-            raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-        return found
-
-    return names
 
 
 def main() -> None:
