@@ -130,12 +130,12 @@ Taken = dict[str, dict[str, list[Figures]]]
 
 
 class Bench:
-    """Servers, rows and rounds, and what was measured."""
+    """Rows and rounds of servers; what is measured goes to `taken`."""
 
-    def __init__(self, options: argparse.Namespace, progress: Callable[[str], None]) -> None:
+    def __init__(self, options: argparse.Namespace, progress: Callable[[str], None], taken: Taken) -> None:
         self._options = options
         self._progress = progress
-        self.taken: Taken = {row: {} for row in options.rows}
+        self._taken = taken
 
     def run(self, site: str, rows: Sequence[str], room: Path) -> None:
         """Everything of one site. Round 0 isn't counted."""
@@ -156,7 +156,7 @@ class Bench:
                 self._progress(f"round {number}, {kind}, {row}")
                 figures = asyncio.run(measure(server, _sized(workloads[row], number), f"{number} {row}"))
                 if number:
-                    self.taken[row].setdefault(kind, []).append(figures)
+                    self._taken[row].setdefault(kind, []).append(figures)
 
 
 def _sized(workload: Workload, number: int) -> Workload:
@@ -182,7 +182,8 @@ def ratios(taken: Taken, metric: Metric) -> Iterator[tuple[str, str, str, Ratio]
             others = {other: figures for other, figures in by_server.items() if other != server}
             against = ({"reference": reference} if ROWS[row].reference != row else {}) | others
             for what, theirs in against.items():
-                pairs = [(metric.of(one), metric.of(other)) for one, other in zip(rounds, theirs, strict=True)]
+                # One of them has a round more where the run was broken off.
+                pairs = [(metric.of(one), metric.of(other)) for one, other in zip(rounds, theirs, strict=False)]
                 if ratio := Ratio.of(pairs):
                     yield row, server, what, ratio
 
@@ -298,14 +299,17 @@ def main() -> None:
     sites = {site: rows for site, rows in by_site.items() if rows}
     measured = sum(KINDS[kind].lora or ROWS[row].plain for kind in options.servers for row in options.rows)
     steps = len(sites) + (options.rounds + 1) * measured
-    with watched(steps) as progress:
-        bench = Bench(options, progress)
-        for site, rows in sites.items():
-            with tempfile.TemporaryDirectory() as room:
-                bench.run(site, rows, Path(room))
-    print(table(bench.taken))
-    if options.json:
-        options.json.write_text(json.dumps(record(bench.taken, options), indent=1))
+    taken: Taken = {row: {} for row in options.rows}
+    try:
+        with watched(steps) as progress:
+            for site, rows in sites.items():
+                with tempfile.TemporaryDirectory() as room:
+                    Bench(options, progress, taken).run(site, rows, Path(room))
+    finally:
+        # Also of a run that was broken off: it took its time.
+        print(table(taken))
+        if options.json:
+            options.json.write_text(json.dumps(record(taken, options), indent=1))
 
 
 if __name__ == "__main__":
