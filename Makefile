@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 EXTRA  ?= $(if $(shell command -v nvidia-smi),gpu,cpu)# the engine: cpu or gpu
 PORT   ?= 8000#                                         where `run` listens
 ARGS   ?=#                                              more arguments for run, test or lock
+ROWS   ?= demo1,demo4,demo16,r16x1,r16x4,r16x16,r64x4,prefill1,prefill16,crowd16,whole16,slots,zipf# of bench
 
 BIN     := .venv/bin
 BASE    := .base/demo
@@ -70,7 +71,8 @@ format: install ## Format the code and repair what ruff can
 	@$(BIN)/ruff check --quiet --fix .
 
 bench: demo ## Measure throughput, swaps, kills, floods and loads beside vLLM's own server, and merging beside PEFT
-	@$(BIN)/python bench/side_by_side.py --base $(BASE) --adapter adapters/pirate
+	@$(BIN)/python bench/side_by_side.py --base $(BASE) --adapter adapters/pirate --rows $(ROWS)
+	@$(BIN)/python bench/registrations.py --base $(BASE) --adapter adapters/pirate --servers loradock,vllm-same
 	@$(BIN)/python bench/swaps.py --base $(BASE) --adapters adapters
 	@$(BIN)/python bench/cold_loads.py --base $(BASE) --servers loradock,vllm-same
 	@$(BIN)/python bench/flood.py --base $(BASE) --adapter adapters/pirate --servers loradock,vllm-same

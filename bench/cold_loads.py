@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from servers import KINDS, LORADOCK, turns
+from servers import KINDS, LORADOCK, among, turns
 
 from adapters import made
 from service.load.answer import read
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--servers", type=lambda text: text.split(","), default=[LORADOCK])
+    parser.add_argument("--servers", type=among(KINDS), default=[LORADOCK])
     options = parser.parse_args()
     # Kind → (alone, beside resident adapters, beside loads, longest of these) for each round.
     rows: dict[str, list[tuple[float, float, float, float]]] = {kind: [] for kind in options.servers}
@@ -96,7 +96,7 @@ def main() -> None:
         times = [statistics.median(column) * 1000 for column in zip(*rounds, strict=True)]
         to_resident = Ratio.of((loading, resident) for _, resident, loading, _ in rounds)
         to_alone = Ratio.of((loading, alone) for alone, _, loading, _ in rounds)
-        cells = [KINDS[kind].what, *(f"{value:.0f}" for value in times[:3]), f"{to_resident}", f"{to_alone}"]
+        cells = [kind, *(f"{value:.0f}" for value in times[:3]), f"{to_resident}", f"{to_alone}"]
         print(f"| {' | '.join(cells)} | {times[3]:.0f} |")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from servers import KINDS, LORADOCK, turns
+from servers import KINDS, LORADOCK, among, turns
 
 from adapters import siblings
 from service.load.answer import read
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--servers", type=lambda text: text.split(","), default=[LORADOCK])
+    parser.add_argument("--servers", type=among(KINDS), default=[LORADOCK])
     options = parser.parse_args()
     random.seed(7)
     rows = []
@@ -78,7 +78,7 @@ def main() -> None:
                 for what, flood in (("the base", "base"), ("one adapter", names[0])):
                     found = asyncio.run(waits(Server.at(url), flood, names[1:], options.clients, options.rounds))
                     median, high = (float(value) for value in np.percentile(found, (50, 95)))
-                    rows.append((f"{KINDS[kind].what}, flood on {what}", median, high))
+                    rows.append((f"{kind}, flood on {what}", median, high))
     print(f"{options.adapters} adapters, {options.slots} slots, {options.clients} flooding clients")
     print("| | median s | p95 s | p95 against the first line |\n| --- | --- | --- | --- |")
     for what, median, high in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import socket
@@ -10,13 +11,13 @@ import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import httpx2
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
 START_SECONDS = 300
@@ -80,10 +81,6 @@ class Running:
         for member in self._members():
             member.resume()
 
-    def cpu_seconds(self) -> float:
-        """Processor time of all its processes so far."""
-        return sum(sum(member.cpu_times()[:2]) for member in self._members())
-
     def end(self) -> None:
         """Ask it to end, and end what is left of it."""
         self.resume()
@@ -117,10 +114,12 @@ def running(
         command = ["-m", "service", "serve", *common, "--adapters-dir", adapters, "--state-dir", room / "state"]
     else:
         command = ["-m", "vllm.entrypoints.openai.api_server", *common]
-        variables["VLLM_PLUGINS"] = ""  # ours among them
+        # Neither changes a figure: our plugin is kept out, and the call that loads an adapter is let in.
+        variables |= {"VLLM_PLUGINS": "", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
         if how.lora:
             modules = [f"{name}={adapters / name}" for name in names]
             command += ["--enable-lora", *(["--lora-modules", *modules] if modules else [])]
+    signal.signal(signal.SIGTERM, _leave)
     log = room / f"{kind}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -169,6 +168,24 @@ def turns(
                 up[kind].pause()
 
         yield round_
+
+
+def among(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """What a flag takes that names some of `known`, with commas between them."""
+    known = list(known)
+
+    def names(text: str) -> list[str]:
+        found = text.split(",")
+        if unknown := set(found) - set(known):
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        return found
+
+    return names
+
+
+def _leave(*_: object) -> NoReturn:
+    """A bench that is told to end doesn't leave servers behind."""
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _wait(server: Running, path: str, log: Path) -> None:

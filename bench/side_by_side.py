@@ -31,17 +31,20 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from servers import KINDS, turns
+from servers import KINDS, among, turns
 
 from adapters import made, siblings
 from service.load.drive import drive
 from service.load.figures import Figures
+from service.load.metric import METRICS
 from service.load.ratio import Ratio, spread
 from service.load.server import Server
 from service.load.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from service.load.metric import Metric
 
 BASE = "base"
 
@@ -124,23 +127,15 @@ ROWS = {
 
 Taken = dict[str, dict[str, list[Figures]]]
 """Row → server → its figures, round by round."""
-METRICS: dict[str, Callable[[Figures], float | None]] = {
-    "tokens_per_second": lambda figures: figures.tokens_per_second,
-    "ttft_p50": lambda figures: figures.ttft and figures.ttft.p50,
-    "ttft_p99": lambda figures: figures.ttft and figures.ttft.p99,
-    "itl_p50": lambda figures: figures.itl and figures.itl.p50,
-    "itl_p99": lambda figures: figures.itl and figures.itl.p99,
-    "e2el_p50": lambda figures: figures.e2el and figures.e2el.p50,
-}
 
 
 class Bench:
-    """Servers, rows and rounds, and what was measured."""
+    """Rows and rounds of servers; what is measured goes to `taken`."""
 
-    def __init__(self, options: argparse.Namespace, progress: Callable[[str], None]) -> None:
+    def __init__(self, options: argparse.Namespace, progress: Callable[[str], None], taken: Taken) -> None:
         self._options = options
         self._progress = progress
-        self.taken: Taken = {row: {} for row in options.rows}
+        self._taken = taken
 
     def run(self, site: str, rows: Sequence[str], room: Path) -> None:
         """Everything of one site. Round 0 isn't counted."""
@@ -161,7 +156,7 @@ class Bench:
                 self._progress(f"round {number}, {kind}, {row}")
                 figures = asyncio.run(measure(server, _sized(workloads[row], number), f"{number} {row}"))
                 if number:
-                    self.taken[row].setdefault(kind, []).append(figures)
+                    self._taken[row].setdefault(kind, []).append(figures)
 
 
 def _sized(workload: Workload, number: int) -> Workload:
@@ -179,7 +174,7 @@ async def measure(server: Server, workload: Workload, seed: str) -> Figures:
     return Figures.of(run)
 
 
-def ratios(taken: Taken, pick: Callable[[Figures], float | None]) -> Iterator[tuple[str, str, str, Ratio]]:
+def ratios(taken: Taken, metric: Metric) -> Iterator[tuple[str, str, str, Ratio]]:
     """(row, server, against what, ratio): to the row's reference on the same server, then to the other servers."""
     for row, by_server in taken.items():
         for server, rounds in by_server.items():
@@ -187,7 +182,8 @@ def ratios(taken: Taken, pick: Callable[[Figures], float | None]) -> Iterator[tu
             others = {other: figures for other, figures in by_server.items() if other != server}
             against = ({"reference": reference} if ROWS[row].reference != row else {}) | others
             for what, theirs in against.items():
-                pairs = [(pick(one) or 0.0, pick(other) or 0.0) for one, other in zip(rounds, theirs, strict=False)]
+                # One of them has a round more where the run was broken off.
+                pairs = [(metric.of(one), metric.of(other)) for one, other in zip(rounds, theirs, strict=False)]
                 if ratio := Ratio.of(pairs):
                     yield row, server, what, ratio
 
@@ -231,7 +227,7 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _medians(rounds: Sequence[Figures], metrics: Sequence[str], scale: float, digits: int) -> str:
-    found = [[METRICS[metric](figures) for figures in rounds] for metric in metrics]
+    found = [[METRICS[metric].of(figures) for figures in rounds] for metric in metrics]
     return ", ".join(
         f"{statistics.median(known) * scale:.{digits}f}"
         for values in found
@@ -256,9 +252,9 @@ def record(taken: Taken, options: argparse.Namespace) -> dict[str, Any]:
             for row, by_server in taken.items()
         },
         "ratios": [
-            {"metric": metric, "row": row, "server": server, "against": what} | asdict(ratio)
-            for metric, pick in METRICS.items()
-            for row, server, what, ratio in ratios(taken, pick)
+            {"metric": metric.name, "row": row, "server": server, "against": what} | asdict(ratio)
+            for metric in METRICS.values()
+            for row, server, what, ratio in ratios(taken, metric)
         ],
     }
 
@@ -281,8 +277,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=Path(".base/demo"))
     parser.add_argument("--adapter", type=Path, default=Path("adapters/pirate"), help="the demo rows' adapter")
-    parser.add_argument("--servers", type=_among(KINDS), default=["loradock", "vllm", "vllm-same"])
-    parser.add_argument("--rows", type=_among(ROWS), default=list(ROWS))
+    parser.add_argument("--servers", type=among(KINDS), default=["loradock", "vllm", "vllm-same"])
+    parser.add_argument("--rows", type=among(ROWS), default=list(ROWS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="where every figure of every round goes")
     parser.add_argument("--list", action="store_true", help="name servers and rows, and end")
@@ -291,16 +287,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     needed = {ROWS[row].reference for row in options.rows} | set(options.rows)
     options.rows = [row for row in ROWS if row in needed]
     return options
-
-
-def _among(known: dict[str, Any]) -> Callable[[str], list[str]]:
-    def names(text: str) -> list[str]:
-        found = text.split(",")
-        if unknown := set(found) - known.keys():
-            raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-        return found
-
-    return names
 
 
 def main() -> None:
@@ -313,14 +299,17 @@ def main() -> None:
     sites = {site: rows for site, rows in by_site.items() if rows}
     measured = sum(KINDS[kind].lora or ROWS[row].plain for kind in options.servers for row in options.rows)
     steps = len(sites) + (options.rounds + 1) * measured
-    with watched(steps) as progress:
-        bench = Bench(options, progress)
-        for site, rows in sites.items():
-            with tempfile.TemporaryDirectory() as room:
-                bench.run(site, rows, Path(room))
-    print(table(bench.taken))
-    if options.json:
-        options.json.write_text(json.dumps(record(bench.taken, options), indent=1))
+    taken: Taken = {row: {} for row in options.rows}
+    try:
+        with watched(steps) as progress:
+            for site, rows in sites.items():
+                with tempfile.TemporaryDirectory() as room:
+                    Bench(options, progress, taken).run(site, rows, Path(room))
+    finally:
+        # Also of a run that was broken off: it took its time.
+        print(table(taken))
+        if options.json:
+            options.json.write_text(json.dumps(record(taken, options), indent=1))
 
 
 if __name__ == "__main__":

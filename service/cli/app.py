@@ -6,13 +6,14 @@ import sys
 
 import typer
 
+from service.cli.bench import bench
 from service.cli.check import check
 from service.cli.convert import convert
 from service.cli.demo_model import demo_model
 from service.cli.doctor import doctor
 from service.cli.remote import list_, pin, publish, remove, rollback, show, unpin
 
-COMMANDS = (check, convert, publish, list_, show, rollback, remove, pin, unpin, doctor, demo_model)
+COMMANDS = (check, convert, publish, list_, show, rollback, remove, pin, unpin, doctor, bench, demo_model)
 
 app = typer.Typer(
     name="loradock",

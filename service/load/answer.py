@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import h11
@@ -31,6 +32,23 @@ class Answer:
     arrivals: tuple[float, ...] = ()
     """When something new arrived: tokens that came in one piece came at once. Empty if it wasn't streamed."""
     failure: str | None = None
+
+    @property
+    def first_token(self) -> float | None:
+        """Seconds until something arrived; None if it wasn't streamed or isn't sound."""
+        return self.arrivals[0] - self.began if self.arrivals and not self.failure else None
+
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds between arrivals; none if it isn't sound."""
+        return [] if self.failure else [later - earlier for earlier, later in pairwise(self.arrivals)]
+
+    @property
+    def each_token(self) -> float | None:
+        """Seconds a token after the first took, on average."""
+        if self.failure or not self.arrivals or self.tokens <= 1:
+            return None
+        return (self.arrivals[-1] - self.arrivals[0]) / (self.tokens - 1)
 
 
 class _Unsound(Exception):

@@ -63,7 +63,6 @@ class Figures:
         """Some answers, of a run that took `seconds`."""
         answers = list(answers)
         sound = [answer for answer in answers if not answer.failure]
-        streamed = [answer for answer in sound if answer.arrivals]
         tokens = sum(answer.tokens for answer in sound)
         return cls(
             requests=len(answers),
@@ -73,12 +72,12 @@ class Figures:
             seconds=seconds,
             tokens_per_second=tokens / seconds if seconds else 0.0,
             requests_per_second=len(sound) / seconds if seconds else 0.0,
-            ttft=Quantiles.of([answer.arrivals[0] - answer.began for answer in streamed]),
-            itl=Quantiles.of([gap for answer in streamed for gap in np.diff(answer.arrivals)]),
-            tpot=Quantiles.of([_each_token(answer) for answer in streamed if answer.tokens > 1]),
+            ttft=Quantiles.of(_known(answer.first_token for answer in sound)),
+            itl=Quantiles.of([gap for answer in sound for gap in answer.gaps]),
+            tpot=Quantiles.of(_known(answer.each_token for answer in sound)),
             e2el=Quantiles.of([answer.ended - answer.began for answer in sound]),
         )
 
 
-def _each_token(answer: Answer) -> float:
-    return (answer.arrivals[-1] - answer.arrivals[0]) / (answer.tokens - 1)
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 ENOUGH: Final = 5
-"""Pairs from which on a bound is given."""
-Z: Final = statistics.NormalDist().inv_cdf(0.95)
+"""Pairs from which on bounds are given."""
+CONFIDENCE: Final = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,43 +23,48 @@ class Ratio:
     low: float
     high: float
     pairs: int
-    bound: float | None
-    """With 95 % confidence the true ratio (the geometric mean's) isn't below this; None with too few pairs."""
+    at_least: float | None
+    """With 95 % confidence the true ratio isn't below this; None with too few pairs."""
+    at_most: float | None
+    """With 95 % confidence it isn't above this."""
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[float, float]]) -> Self | None:
-        """Of (one, other), both above zero; None without a pair."""
-        ratios = [one / other for one, other in pairs if one > 0 and other > 0]
+    def of(cls, pairs: Iterable[tuple[float | None, float | None]]) -> Self | None:
+        """Of (one, other); None without a pair that was measured on both sides."""
+        ratios = [one / other for one, other in pairs if one and other]
         if not ratios:
             return None
-        return cls(statistics.median(ratios), min(ratios), max(ratios), len(ratios), _bound(ratios))
+        at_least, at_most = _bounds(ratios)
+        return cls(statistics.median(ratios), min(ratios), max(ratios), len(ratios), at_least, at_most)
 
     def __str__(self) -> str:
-        """For people: `0.95 (0.91-0.99, ≥ 0.92)`, the last with enough pairs only."""
-        bound = "" if self.bound is None else f", ≥ {self.bound:.2f}"
-        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f}{bound})"
+        """For people: `0.95 (0.91-0.99)`, or where there are bounds `0.95 (0.91-0.99, 95 %: ≥ 0.92, ≤ 0.98)`."""
+        if self.pairs == 1:
+            return f"{self.median:.2f}"
+        bounds = "" if self.at_least is None else f", 95 %: ≥ {self.at_least:.2f}, ≤ {self.at_most:.2f}"
+        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f}{bounds})"
 
 
-def _bound(ratios: list[float]) -> float | None:
-    """One-sided, by Student's t on the logarithms: ratios are multiplied, not added."""
+def _bounds(ratios: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """Each one-sided, by Student's t on the logarithms: ratios are multiplied, not added."""
     if len(ratios) < ENOUGH:
-        return None
+        return None, None
     logs = [math.log(ratio) for ratio in ratios]
-    error = statistics.stdev(logs) / math.sqrt(len(logs))
-    return math.exp(statistics.fmean(logs) - student(len(logs) - 1) * error)
+    mean = statistics.fmean(logs)
+    slack = student(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(mean - slack), math.exp(mean + slack)
 
 
 def student(freedom: int) -> float:
     """Student's t at 95 %, one-sided, by Cornish and Fisher's series: a thousandth off at 4 degrees, less above."""
-    terms = (
-        (Z**3 + Z) / 4,
-        (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96,
-        (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384,
-    )
-    return Z + sum(term / freedom**power for power, term in enumerate(terms, 1))
+    z = statistics.NormalDist().inv_cdf(CONFIDENCE)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return float(z + first / freedom + second / freedom**2 + third / freedom**3)
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
-    """The median, and between what the values lie, for people."""
+    """The median, and between what several values lie, for people."""
     middle, low, high = (f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
-    return f"{middle} ({low}-{high})"
+    return f"{middle} ({low}-{high})" if len(values) > 1 else middle

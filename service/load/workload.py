@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from service.load.question import Question
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 Mix = Literal["even", "uniform", "zipf"]
 
@@ -28,7 +29,10 @@ class Workload:
 
     models: tuple[str, ...]
     clients: int = 16
-    requests: int = 16
+    requests: int | None = 16
+    """None: as many as are answered in `seconds`."""
+    seconds: float | None = None
+    """After so long no request is begun any more; those that run are waited for."""
     prompt_tokens: int = 16
     max_tokens: int = 64
     mix: Mix = "even"
@@ -37,28 +41,36 @@ class Workload:
     ignore_eos: bool = True
     chat: bool = False
 
-    def questions(self, seed: str) -> list[Question]:
-        """The requests of one round, in order: the same for the same seed, with other prompts for another."""
-        choose = random.Random(seed)  # noqa: S311 (a load, not a secret)
-        return [
-            Question(model, self._prompt(choose), self.max_tokens, self.stream, self.ignore_eos, self.chat)
-            for model in draw(self.models, self.mix, self.requests, choose)
-        ]
+    def questions(self, seed: str, asked: str = "") -> Iterator[Question]:
+        """The requests of one round. `seed` says which models they ask, `seed` and `asked` together which prompts.
 
-    def first_questions(self, seed: str) -> list[Question]:
+        So two servers are asked for the same models in the same order, and still neither the other's prompts, which
+        would be in the cache where both addresses lead to one server.
+        """
+        prompts = self._prompts(f"{seed} {asked}")
+        models = draw(self.models, self.mix, random.Random(seed))  # noqa: S311 (a load, not a secret)
+        for model, prompt in itertools.islice(zip(models, prompts, strict=False), self.requests):
+            yield self._question(model, prompt, self.max_tokens)
+
+    def first_questions(self, seed: str) -> Iterator[Question]:
         """One short request to every model, so that all are in the server's memory before anything is measured."""
-        choose = random.Random(seed)  # noqa: S311 (a load, not a secret)
-        return [
-            Question(model, self._prompt(choose), 1, self.stream, self.ignore_eos, self.chat) for model in self.models
-        ]
+        for model, prompt in zip(self.models, self._prompts(seed), strict=False):
+            yield self._question(model, prompt, 1)
 
-    def _prompt(self, choose: random.Random) -> str:
-        return " ".join(choose.choices(WORDS.split(), k=self.prompt_tokens))
+    def _question(self, model: str, prompt: str, max_tokens: int) -> Question:
+        return Question(model, prompt, max_tokens, self.stream, self.ignore_eos, self.chat)
+
+    def _prompts(self, seed: str) -> Iterator[str]:
+        choose, words = random.Random(seed), WORDS.split()  # noqa: S311 (a load, not a secret)
+        while True:
+            yield " ".join(choose.choices(words, k=self.prompt_tokens))
 
 
-def draw(models: Sequence[str], mix: Mix, count: int, choose: random.Random) -> list[str]:
-    """Whom `count` requests ask."""
+def draw(models: Sequence[str], mix: Mix, choose: random.Random) -> Iterator[str]:
+    """Whom one request after the other asks, without end."""
     if mix == "even":
-        return [models[number % len(models)] for number in range(count)]
-    weights = [1 / (place if mix == "zipf" else 1) for place in range(1, len(models) + 1)]
-    return choose.choices(models, weights, k=count)
+        yield from itertools.cycle(models)
+    weights = [1 / place if mix == "zipf" else 1.0 for place in range(1, len(models) + 1)]
+    cumulated = list(itertools.accumulate(weights))
+    while True:
+        yield choose.choices(models, cum_weights=cumulated)[0]
