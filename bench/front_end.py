@@ -2,10 +2,10 @@
 
     python bench/front_end.py --base .base/demo [--against-stock] [--minutes 10]
 
-Sixteen streams at a time, completions and chats in turn, against both servers in turn; whichever isn't asked is stopped
-by a signal, so that it takes nothing. Counted is the CPU time of the API process with all its threads, as /proc has it,
-divided by the tokens streamed; requests, that is parsing, tokenising and counting, are in it. With --minutes the longest
-time between two pieces of one stream, while sixteen clients ask without a pause.
+Sixteen streams at a time, completions and chats in turn, against both servers in turn; whichever isn't asked is
+stopped by a signal, so that it takes nothing. Counted is the CPU time of the API process with all its threads, as /proc
+has it, divided by the tokens streamed; a request's own cost (parsing, tokenising, counting) is in it. With --minutes
+also the longest time between two pieces of one stream, while sixteen clients ask without a pause.
 
 The client reads bare sockets and its collector is off: what it takes would be waited for by the servers.
 """
@@ -187,9 +187,7 @@ def main() -> None:
         pauses = {}
         for server in servers if options.minutes else []:
             with server.awake():
-                pauses[server.name] = asyncio.run(
-                    longest_pause(server, paths[0], options.tokens, options.minutes * 60)
-                )
+                pauses[server.name] = asyncio.run(longest_pause(server, paths[0], options.tokens, options.minutes * 60))
     _tell(measured, pauses)
 
 
@@ -201,7 +199,9 @@ def _tell(measured: dict[tuple[str, str], list[Figures]], pauses: dict[str, floa
             statistics.median(getattr(figures, column) for figures in rounds) for column in Figures.__dataclass_fields__
         ]
         spread = ", ".join(f"{figures.cpu_micros:.0f}" for figures in rounds)
-        print(f"| {who} | {path} | {columns[0]:.0f} ({spread}) | {columns[1]:.0f} | {columns[2]:.3f} | {columns[3]:.3f} |")
+        print(
+            f"| {who} | {path} | {columns[0]:.0f} ({spread}) | {columns[1]:.0f} | {columns[2]:.3f} | {columns[3]:.3f} |"
+        )
     for who, pause in pauses.items():
         print(f"{who}: longest pause of a stream {pause:.3f} s")
 
