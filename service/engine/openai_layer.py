@@ -194,7 +194,7 @@ class OpenAILayer:
             chat_template_content_format=args.chat_template_content_format,
             default_chat_template_kwargs=template_kwargs,
         )
-        _cut_plain_chunks(state.openai_serving_completion, state.openai_serving_chat)
+        cut_plain_chunks(state.openai_serving_completion, state.openai_serving_chat)
         self._handlers = {
             "completions": state.openai_serving_completion.create_completion,
             "chat": state.openai_serving_chat.create_chat_completion,
@@ -263,7 +263,7 @@ async def _responses_events(events: AsyncIterator[Any]) -> AsyncGenerator[str, N
         yield f"event: {event.type}\ndata: {data}\n\n"
 
 
-def _cut_plain_chunks(completion: OpenAIServingCompletion, chat: OpenAIServingChat) -> None:
+def cut_plain_chunks(completion: OpenAIServingCompletion, chat: OpenAIServingChat) -> None:
     """Let `chunks` stand in front of vLLM's generators wherever a stream has one choice and nothing but text."""
     complete, converse = completion.completion_stream_generator, chat.chat_completion_stream_generator
 

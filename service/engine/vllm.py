@@ -29,6 +29,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from service.adapter.spec import Problem, ProblemCode
 from service.engine import arguments, plugin
+from service.engine.ledger import Ledger
 from service.engine.openai_layer import OPERATIONS, OpenAILayer
 from service.engine.port import Call, EngineAdapter, EngineLimits, Operation, Proof, Reply
 from service.engine.work import Work, current
@@ -161,7 +162,7 @@ class VllmEngine:
             "chosen", setting="max_num_batched_tokens", value=f"{batch}, within the token budget of {self._budget}"
         )
         try:
-            self._llm = await asyncio.to_thread(Llm.from_vllm_config, config)
+            self._llm = await asyncio.to_thread(Llm.from_vllm_config, config, stat_loggers=[Ledger])
         except RuntimeError as error:
             raise ConfigurationError("The engine did not start; its own log above says why.") from error
         self._llm.gate = self._gate
@@ -257,6 +258,9 @@ class VllmEngine:
 
     def metrics(self) -> bytes:
         """The series vLLM registers with prometheus-client's default registry."""
+        for series in self._llm.logger_manager.stat_loggers if hasattr(self, "_llm") else ():
+            if isinstance(series, Ledger):
+                series.write()
         return generate_latest(REGISTRY)
 
     async def _read_in(self, request: LoRARequest) -> None:
