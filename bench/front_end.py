@@ -1,13 +1,11 @@
-"""What the API process takes of a core for each streamed token, beside vLLM's own server.
+"""What the API process takes of a core for each streamed token, and how long a stream stands still at the longest.
 
-    python bench/front_end.py --base .base/demo [--against-stock] [--minutes 10]
+    python bench/front_end.py --base .base/demo [--servers loradock,vllm-same] [--minutes 10]
 
-Sixteen streams at a time, completions and chats in turn, against both servers in turn; whichever isn't asked is
-stopped by a signal, so that it takes nothing. Counted is the CPU time of the API process with all its threads, as /proc
-has it, divided by the tokens streamed; a request's own cost (parsing, tokenising, counting) is in it. With --minutes
-also the longest time between two pieces of one stream, while sixteen clients ask without a pause.
-
-The client reads bare sockets and its collector is off: what it takes would be waited for by the servers.
+Sixteen streams at a time, completions and chats, on servers that take turns as in side_by_side. Counted is the CPU time
+of the API process alone, all its threads, divided by the tokens streamed; a request's own cost (parsing, tokenising,
+counting) is in it. With --minutes also the longest gap between two tokens of one stream, while sixteen clients ask
+without a pause; the client's collector is off, since what it takes would look like the server's.
 """
 
 from __future__ import annotations
@@ -15,195 +13,105 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
-import os
-import signal
 import statistics
 import tempfile
-import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from servers import loradock_process, stock_process
+import psutil
+from servers import KINDS, SAME, Running, running
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from service.load.drive import drive
+from service.load.figures import Figures
+from service.load.ratio import Ratio, spread
+from service.load.server import Server
+from service.load.workload import Workload
 
 STREAMS = 16
-PROMPT = "Tell me a story about the sea."
-TICKS = os.sysconf("SC_CLK_TCK")
-END = b"data: [DONE]\n\n\r\n0\r\n\r\n"
+TOKENS = 128
+SIZES = ("--max-loras", "4", "--max-cpu-loras", "8", "--max-lora-rank", "16")
+COMPLETIONS = Workload(("base",), STREAMS, STREAMS, max_tokens=TOKENS)
+CHATS = Workload(("base",), STREAMS, STREAMS, max_tokens=TOKENS, chat=True)
+WORKLOADS = {"completions": COMPLETIONS, "chats": CHATS}
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
-    """One of the two."""
-
-    name: str
-    url: str
-    pid: int
-
-    def cpu(self) -> float:
-        """Seconds its API process has taken, all threads; its engine is another process."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
-
-    @contextmanager
-    def awake(self) -> Iterator[None]:
-        """Let it run for a while."""
-        os.killpg(self.pid, signal.SIGCONT)
-        try:
-            yield
-        finally:
-            os.killpg(self.pid, signal.SIGSTOP)
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What one round of streams took. Times in seconds."""
+@dataclass(frozen=True)
+class Measured:
+    """One workload on one server, once."""
 
     cpu_micros: float
-    """CPU microseconds of the API process a token."""
-    tokens_a_second: float
-    first_token: float
-    """Median over the streams."""
-    longest_pause: float
+    figures: Figures
 
 
-class Listener(asyncio.Protocol):
-    """One stream: when its pieces came, and the last few bytes."""
-
-    def __init__(self, request: bytes) -> None:
-        self._request = request
-        self._tail = b""
-        self.arrivals: list[float] = []
-        self.over = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        self.arrivals.append(time.perf_counter())
-        transport.write(self._request)  # type: ignore[attr-defined]
-
-    def data_received(self, data: bytes) -> None:
-        if b"data: " in data:
-            self.arrivals.append(time.perf_counter())
-        self._tail = self._tail[-256:] + data
-        if self._tail.endswith(b"0\r\n\r\n"):
-            self._transport.close()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if b'"finish_reason":"length"' in self._tail and b"data: [DONE]" in self._tail:
-            self.over.set_result(None)
-        else:
-            self.over.set_exception(error or RuntimeError(self._tail.decode(errors="replace")))
-
-    @property
-    def pauses(self) -> Iterator[float]:
-        """Between two pieces of the answer."""
-        return (later - earlier for earlier, later in zip(self.arrivals[1:], self.arrivals[2:], strict=False))
-
-
-async def stream(url: str, path: str, number: int, tokens: int) -> Listener:
-    """One answer of so many tokens, read to its end."""
-    host = urlsplit(url)
-    body = json.dumps(_body(path, f"{number}: {PROMPT}", tokens)).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: {host.netloc}\r\nContent-Type: application/json\r\n"
-    request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-    loop = asyncio.get_running_loop()
-    _, listener = await loop.create_connection(lambda: Listener(request), host.hostname, host.port)
-    await listener.over
-    return listener
-
-
-def _body(path: str, prompt: str, tokens: int) -> dict[str, Any]:
-    asked = {"messages": [{"role": "user", "content": prompt}]} if "chat" in path else {"prompt": prompt}
-    return {"model": "base", **asked, "max_tokens": tokens, "ignore_eos": True, "stream": True}
-
-
-async def together(server: Server, path: str, tokens: int) -> Figures:
+def measure(server: Running, workload: Workload, seed: str) -> Measured:
     """Sixteen streams that begin together."""
-    cpu, began = server.cpu(), time.perf_counter()
-    heard = await asyncio.gather(*(stream(server.url, path, number, tokens) for number in range(STREAMS)))
-    seconds = time.perf_counter() - began
-    return Figures(
-        cpu_micros=(server.cpu() - cpu) / (STREAMS * tokens) * 1e6,
-        tokens_a_second=STREAMS * tokens / seconds,
-        first_token=statistics.median(listener.arrivals[1] - listener.arrivals[0] for listener in heard),
-        longest_pause=max(max(listener.pauses) for listener in heard),
-    )
+    process = psutil.Process(server.process.pid)
+    before = sum(process.cpu_times()[:2])
+    run = asyncio.run(drive(Server.at(server.url), workload.questions(seed), workload.clients))
+    taken = sum(process.cpu_times()[:2]) - before
+    figures = Figures.of(run)
+    if figures.failures:
+        raise RuntimeError(next(answer.failure for answer in run.answers if answer.failure))
+    return Measured(taken / figures.tokens * 1e6, figures)
 
 
-async def longest_pause(server: Server, path: str, tokens: int, seconds: float) -> float:
-    """While sixteen clients ask for stream after stream."""
-    ends = time.perf_counter() + seconds
-
-    async def client(number: int) -> float:
-        longest = 0.0
-        while time.perf_counter() < ends:
-            longest = max(longest, *(await stream(server.url, path, number, tokens)).pauses)
-        return longest
-
-    return max(await asyncio.gather(*(client(number) for number in range(STREAMS))))
+def longest_pause(server: Running, seconds: float) -> float:
+    """Of streams by sixteen clients that ask one after the other."""
+    questions = (question for number in range(10_000) for question in COMPLETIONS.questions(f"pause {number}"))
+    figures = Figures.of(asyncio.run(drive(Server.at(server.url), questions, STREAMS, seconds=seconds)))
+    if figures.failures or figures.itl is None:
+        raise RuntimeError(f"{figures.failures} answers failed")
+    return figures.itl.most
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, default=128, help="of each stream")
+    parser.add_argument("--servers", default="loradock,vllm-same", help="of " + ", ".join(KINDS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=0, help="to look for the longest pause, of each server")
-    parser.add_argument("--against-stock", action="store_true")
+    parser.add_argument("--minutes", type=float, default=0, help="to look for the longest pause, on each server")
     options = parser.parse_args()
-    paths = ("/v1/completions", "/v1/chat/completions")
+    kinds = options.servers.split(",")
+    measured: dict[tuple[str, str], list[Measured]] = {}
+    pauses: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         room = Path(temporary)
         (room / "adapters").mkdir()
-        sizes = ("--max-loras", "4", "--max-lora-rank", "64")
-        servers = []
-
-        def add(name: str, url: str, pid: int) -> None:
-            servers.append(Server(name, url, pid))
-            stack.callback(os.killpg, pid, signal.SIGCONT)
-            os.killpg(pid, signal.SIGSTOP)
-
-        url, process = stack.enter_context(loradock_process(options.base, room / "adapters", room, *sizes))
-        add("loradock", url, process.pid)
-        if options.against_stock:
-            url, process = stack.enter_context(stock_process(options.base, room / "adapters", [], room, *sizes))
-            add("vLLM's server", url, process.pid)
+        up: dict[str, Running] = {}
+        for kind in kinds:
+            server = running(kind, options.base, room / "adapters", (), room, *SAME, *SIZES)
+            up[kind] = stack.enter_context(server)
+            up[kind].pause()
         gc.freeze()
         gc.disable()
-        measured: dict[tuple[str, str], list[Figures]] = {}
         for number in range(options.rounds + 1):
-            for server in servers:
-                with server.awake():
-                    for path in paths:
-                        figures = asyncio.run(together(server, path, options.tokens))
-                        if number:  # the first round isn't counted
-                            measured.setdefault((server.name, path), []).append(figures)
-        pauses = {}
-        for server in servers if options.minutes else []:
-            with server.awake():
-                pauses[server.name] = asyncio.run(longest_pause(server, paths[0], options.tokens, options.minutes * 60))
-    _tell(measured, pauses)
+            for kind, server in up.items():
+                server.resume()
+                for name, workload in WORKLOADS.items():
+                    found = measure(server, workload, f"{number} {name}")
+                    if number:  # the first round isn't counted
+                        measured.setdefault((name, kind), []).append(found)
+                server.pause()
+        for kind, server in up.items():
+            if options.minutes:
+                server.resume()
+                pauses[kind] = longest_pause(server, options.minutes * 60)
+                server.pause()
+    _tell(measured, kinds[0], pauses)
 
 
-def _tell(measured: dict[tuple[str, str], list[Figures]], pauses: dict[str, float]) -> None:
-    print(f"{STREAMS} streams, medians over rounds")
-    print("| | | CPU µs a token | tokens/s | first token s | longest pause s |\n| --- | --- | --- | --- | --- | --- |")
-    for (who, path), rounds in measured.items():
-        columns = [
-            statistics.median(getattr(figures, column) for figures in rounds) for column in Figures.__dataclass_fields__
-        ]
-        spread = ", ".join(f"{figures.cpu_micros:.0f}" for figures in rounds)
-        print(
-            f"| {who} | {path} | {columns[0]:.0f} ({spread}) | {columns[1]:.0f} | {columns[2]:.3f} | {columns[3]:.3f} |"
-        )
-    for who, pause in pauses.items():
-        print(f"{who}: longest pause of a stream {pause:.3f} s")
+def _tell(measured: dict[tuple[str, str], list[Measured]], ours: str, pauses: dict[str, float]) -> None:
+    print(f"{STREAMS} streams of {TOKENS} tokens, medians over rounds")
+    print("| | | CPU µs a token | loradock's by its | tokens/s | first token s |\n" + "| --- " * 6 + "|")
+    for (name, kind), rounds in measured.items():
+        cpu = [one.cpu_micros for one in rounds]
+        pairs = zip((one.cpu_micros for one in measured[name, ours]), cpu, strict=True)
+        rate = statistics.median(one.figures.tokens_per_second for one in rounds)
+        first = statistics.median(one.figures.ttft.p50 for one in rounds if one.figures.ttft)
+        print(f"| {name} | {kind} | {spread(cpu)} | {Ratio.of(pairs)} | {rate:.0f} | {first:.3f} |")
+    for kind, pause in pauses.items():
+        print(f"{kind}: the longest pause of a stream was {pause:.3f} s")
 
 
 if __name__ == "__main__":

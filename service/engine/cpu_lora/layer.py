@@ -79,9 +79,7 @@ class Arena:
         self._form = form
         shape = (kind.capacity, form.width * len(form.spans), kind.inputs)
         self._a = torch.empty(shape, dtype=kind.dtype)
-        self._b = [
-            torch.empty((kind.capacity, end - begin, form.width), dtype=kind.dtype) for begin, end in form.spans
-        ]
+        self._b = [torch.empty((kind.capacity, end - begin, form.width), dtype=kind.dtype) for begin, end in form.spans]
         self._views: dict[tuple[int, int], tuple[torch.Tensor, list[torch.Tensor]]] = {}
 
     def write(self, slot: int, parts: Parts) -> None:

@@ -93,7 +93,9 @@ def plan(rows: Mapping[int, Sequence[int]], forms: Mapping[int, Form], inputs: i
     for slot in sorted(packed):
         by_form.setdefault(forms[slot], []).append(slot)
     batches = [
-        _batch(form, run, packed) for form, slots in by_form.items() for run in _runs(slots, packed, form.weights(inputs))
+        _batch(form, run, packed)
+        for form, slots in by_form.items()
+        for run in _runs(slots, packed, form.weights(inputs))
     ]
     return Plan(tuple(batches), tuple(slot for slot in rows if slot not in packed))
 
