@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from service.api import adapters, drop_in, openai, operations
 from service.api.failures import ADAPTER_HEADER, failure_of, respond
-from service.api.middleware import AccessLog, Backstop, BodyLimits
+from service.api.middleware import AccessLog, Backstop, BodyLimits, Doorway
 from service.errors import LoradockError
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def create_app(parts: Parts, lifespan: Lifespan[FastAPI] | None = None) -> FastA
     app.add_middleware(Backstop)
     app.add_middleware(AccessLog)
     app.add_middleware(CorrelationIdMiddleware, validator=lambda text: bool(REQUEST_ID.fullmatch(text)))
+    app.add_middleware(Doorway)
     return app
 
 

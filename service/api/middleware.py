@@ -26,7 +26,25 @@ log = structlog.get_logger(__name__)
 MAX_JSON_BYTES: Final = 32 << 20
 """Largest JSON body: a context full of text, images in base64 and tools fits, a bomb doesn't."""
 
+SEND: Final = "loradock.send"
+"""Where the scope has the server's own `send`."""
+
 _PROBES: Final = frozenset({"/livez", "/readyz", "/health", "/metrics"})
+
+
+class Doorway:
+    """Keeps the server's own `send` in the scope, for the pieces of a stream.
+
+    All that the others on the way want to know or add is in the response's start, which goes through all of them.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        scope[SEND] = send
+        await self._app(scope, receive, send)
 
 
 class AccessLog:

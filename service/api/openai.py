@@ -11,6 +11,7 @@ from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from service.api.failures import ADAPTER_HEADER, event, failure_of
+from service.api.middleware import SEND
 from service.api.schemas import ErrorBody, ModelCard, ModelList
 from service.errors import LoradockError
 
@@ -110,17 +111,20 @@ class Answer(Response):
                 self._begun = True
                 await response(scope, receive, send)
             else:
-                # Before the headers, so that a failure up to the first event keeps its status code.
-                first = await anext(reply.stream, "")
+                chunks = aiter(reply.stream)
+                # Before the headers, so that a failure up to the first chunk keeps its status code.
+                first = await anext(chunks, "")
                 self._begun = True
-                events = StreamingResponse(_again(first, reply.stream), 200, headers, "text/event-stream")
-                await events.stream_response(send)
+                head = StreamingResponse(chunks, 200, headers, "text/event-stream").raw_headers
+                await send({"type": "http.response.start", "status": 200, "headers": head})
+                await _send_chunks(first, chunks, scope[SEND])
 
 
-async def _again(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
-    yield first
+async def _send_chunks(first: str, rest: AsyncIterator[str], send: Send) -> None:
+    await send({"type": "http.response.body", "body": first.encode(), "more_body": True})
     async for chunk in rest:
-        yield chunk
+        await send({"type": "http.response.body", "body": chunk.encode(), "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _end_stream(error: Exception, path: str, send: Send) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 from contextlib import asynccontextmanager, suppress
@@ -145,6 +146,7 @@ class Service:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.scan_timeout):
                     await self._watcher.scanned.wait()
+            freeze_heap()
             self._readiness.settle(SCANNING)
             log.info("ready", base=self._base.name)
         except LoradockError as error:
@@ -157,6 +159,15 @@ class Service:
         log.error("not_started", reason=reason)
         self.exit_code = 1
         self._server.should_exit = True
+
+
+def freeze_heap() -> None:
+    """Leave what the start has made out of every later collection.
+
+    With vLLM's modules in it a full one takes half a second, in which every stream stands still.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class Server(uvicorn.Server):

@@ -10,6 +10,7 @@ import asyncio
 import copy
 from dataclasses import dataclass
 from http import HTTPStatus
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,6 +34,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.tokenizers import get_tokenizer
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from service.engine import chunks
 from service.engine.port import EngineAdapter, Operation, Reply
 from service.engine.work import Work, current
 from service.errors import (
@@ -48,8 +50,10 @@ from service.errors import (
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -126,6 +130,25 @@ class Renderer(OnlineRenderer):  # type: ignore[misc]  # vLLM's types are not fo
         return speaker
 
 
+class Stream:
+    """Chunks whose end is also that of the request's work. Nothing is put between them and whoever reads."""
+
+    def __init__(self, chunks: AsyncGenerator[str, None], work: Work) -> None:
+        self._chunks = chunks
+        self._work = work
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        """The chunks themselves."""
+        return self._chunks
+
+    async def aclose(self) -> None:
+        """End the work, read to the end or not."""
+        try:
+            await self._chunks.aclose()
+        finally:
+            await self._work.close()
+
+
 class OpenAILayer:
     """The handlers around one engine. `models` and the voices follow what is loaded."""
 
@@ -171,6 +194,7 @@ class OpenAILayer:
             chat_template_content_format=args.chat_template_content_format,
             default_chat_template_kwargs=template_kwargs,
         )
+        cut_plain_chunks(state.openai_serving_completion, state.openai_serving_chat)
         self._handlers = {
             "completions": state.openai_serving_completion.create_completion,
             "chat": state.openai_serving_chat.create_chat_completion,
@@ -209,8 +233,7 @@ class OpenAILayer:
             raise
         if reply.stream is None:
             await work.close()
-            return reply
-        return Reply(stream=_to_the_end(reply.stream, work))
+        return reply
 
 
 def _read_voice(adapter: EngineAdapter, llm: AsyncLLM) -> Voice | None:
@@ -231,21 +254,33 @@ def _reply(operation: str, result: Any, work: Work) -> Reply:
         if operation == "responses":
             return Reply(body=result.model_dump(mode="json", by_alias=True))
         return Reply(body=result.model_dump(exclude_none=operation in {"messages", "count_tokens"}))
-    return Reply(stream=_responses_events(result) if operation == "responses" else result)
+    return Reply(stream=Stream(_responses_events(result) if operation == "responses" else result, work))
 
 
-async def _responses_events(events: AsyncIterator[Any]) -> AsyncIterator[str]:
+async def _responses_events(events: AsyncIterator[Any]) -> AsyncGenerator[str, None]:
     async for event in events:
         data = event.model_dump_json(indent=None, by_alias=True)
         yield f"event: {event.type}\ndata: {data}\n\n"
 
 
-async def _to_the_end(stream: AsyncIterator[str], work: Work) -> AsyncIterator[str]:
-    try:
-        async for chunk in stream:
-            yield chunk
-    finally:
-        await work.close()
+def cut_plain_chunks(completion: OpenAIServingCompletion, chat: OpenAIServingChat) -> None:
+    """Let `chunks` stand in front of vLLM's generators wherever a stream has one choice and nothing but text."""
+    complete, converse = completion.completion_stream_generator, chat.chat_completion_stream_generator
+
+    def completion_chunks(request: Any, inputs: list[Any], outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(inputs) > 1 or (request.n or 1) > 1:
+            return complete(request, inputs, outputs, *args, **kwargs)
+        turns = chunks.Turns(outputs, itemgetter(1))
+        return chunks.stream(lambda turns: complete(request, inputs, turns, *args, **kwargs), turns, '"text":')
+
+    def chat_chunks(request: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if chat.parser_cls or chat.enable_log_outputs or (request.n or 1) > 1:
+            return converse(request, outputs, *args, **kwargs)
+        turns = chunks.Turns(outputs, lambda output: output)
+        return chunks.stream(lambda turns: converse(request, turns, *args, **kwargs), turns, '"delta":{"content":')
+
+    completion.completion_stream_generator = completion_chunks
+    chat.chat_completion_stream_generator = chat_chunks
 
 
 def _translated(error: BaseException) -> BaseException:

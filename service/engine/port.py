@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+    from collections.abc import AsyncIterable, Hashable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -91,7 +91,7 @@ class Reply:
 
     status: int = 200
     body: Mapping[str, Any] | None = None
-    stream: AsyncIterator[str] | None = None
+    stream: AsyncIterable[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

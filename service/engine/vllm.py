@@ -12,25 +12,28 @@ import math
 import multiprocessing
 import os
 import time
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 from prometheus_client import REGISTRY, generate_latest
+from vllm.envs import enable_envs_cache
+from vllm.exceptions import VLLMError
 from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.renderers.inputs.preprocess import extract_prompt_len
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from service.adapter.spec import Problem, ProblemCode
 from service.engine import arguments, plugin
+from service.engine.ledger import Ledger
 from service.engine.openai_layer import OPERATIONS, OpenAILayer
 from service.engine.port import Call, EngineAdapter, EngineLimits, Operation, Proof, Reply
 from service.engine.work import Work, current
-from service.errors import ConfigurationError, EngineDead, NotFinite, Rejected
+from service.errors import ConfigurationError, EngineDead, LoradockError, NotFinite, Rejected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -86,8 +89,46 @@ class Llm(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
             sampling_params = _also_stopping_at(sampling_params, stops)
         tokens = extract_prompt_len(self.model_config, prompt) * sampling_params.n
         entrance = self.gate.admit(work.lane, tokens, sampling_params.n, work)
-        outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
-        return work.add(_answered(entrance, outputs, work, sampling_params.output_kind))
+        ended = asyncio.Event()
+        outputs = self._outputs(work, entrance, ended, prompt, sampling_params, request_id, **kwargs)
+        return work.add(outputs, ended)
+
+    async def _outputs(
+        self,
+        work: Work,
+        entrance: AbstractAsyncContextManager[Pass],
+        ended: asyncio.Event,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str,
+        **kwargs: Any,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Enter the engine, hand its outputs out and note what they took. Raises NotFinite and TimedOut.
+
+        Stands in the place of vLLM's own generate(), which is no more than this loop: one generator a token less.
+        """
+        async with AsyncExitStack() as stack:
+            stack.callback(ended.set)
+            async with work.deadline():
+                admitted = await stack.enter_async_context(entrance)
+                collector = await self.add_request(request_id, prompt, params, **kwargs)
+            stack.callback(collector.close)
+            stack.enter_context(work.alarm(collector.put))
+            meter = Meter(work.usage, params.output_kind)
+            finished = False
+            try:
+                while not finished:
+                    output = collector.get_nowait() or await collector.get()
+                    finished = output.finished
+                    admitted.spoke(meter.read(output))
+                    yield output
+            except (LoradockError, VLLMError):
+                raise
+            except Exception as error:
+                raise EngineGenerateError from error
+            finally:
+                if not finished:
+                    await self.abort(collector.request_id, internal=True)
 
 
 class VllmEngine:
@@ -121,7 +162,7 @@ class VllmEngine:
             "chosen", setting="max_num_batched_tokens", value=f"{batch}, within the token budget of {self._budget}"
         )
         try:
-            self._llm = await asyncio.to_thread(Llm.from_vllm_config, config)
+            self._llm = await asyncio.to_thread(Llm.from_vllm_config, config, stat_loggers=[Ledger])
         except RuntimeError as error:
             raise ConfigurationError("The engine did not start; its own log above says why.") from error
         self._llm.gate = self._gate
@@ -129,6 +170,8 @@ class VllmEngine:
         self._layer = OpenAILayer(self._llm, self._args, self._served)
         await self._layer.wire()
         self._base_canary = await self._canary(None, None)
+        # Some are read for every token; what serve sets is set by now.
+        enable_envs_cache()
 
     async def stop(self) -> None:
         """End the engine's processes; what still runs is aborted."""
@@ -215,6 +258,9 @@ class VllmEngine:
 
     def metrics(self) -> bytes:
         """The series vLLM registers with prometheus-client's default registry."""
+        for series in self._llm.logger_manager.stat_loggers if hasattr(self, "_llm") else ():
+            if isinstance(series, Ledger):
+                series.write()
         return generate_latest(REGISTRY)
 
     async def _read_in(self, request: LoRARequest) -> None:
@@ -254,53 +300,35 @@ class VllmEngine:
         return [entry.logprob for step in steps for entry in step.values()]
 
 
-async def _answered(
-    entrance: AbstractAsyncContextManager[Pass],
-    outputs: AsyncGenerator[RequestOutput, None],
-    work: Work,
-    kind: RequestOutputKind,
-) -> AsyncGenerator[RequestOutput, None]:
-    """Enter the engine, pass its outputs on and note what they took. Raises NotFinite and TimedOut."""
-    meter = Meter(work.usage, kind)
-    async with AsyncExitStack() as stack:
-        async with work.deadline():
-            admitted = await stack.enter_async_context(entrance)
-        await stack.enter_async_context(aclosing(outputs))
-        while True:
-            async with work.deadline():
-                output = await anext(outputs, None)
-            if output is None:
-                return
-            admitted.spoke(meter.read(output))
-            yield output
-
-
 class Meter:
     """Counts one prompt's tokens, whichever way its outputs repeat them."""
 
     def __init__(self, usage: Usage, kind: RequestOutputKind) -> None:
         self._usage = usage
-        self._kind = kind
+        self._deltas = kind is RequestOutputKind.DELTA
         self._spoken = 0
         self._first = True
 
     def read(self, output: RequestOutput) -> int:
         """Note one output; how many tokens it adds. Raises NotFinite when the engine met a NaN on the way."""
-        usage = self._usage
         if self._first:
-            usage.prompt_tokens += len(output.prompt_token_ids or ())
-            self._first = False
-        if output.metrics is not None:
-            if usage.time_to_first_token is None:
-                usage.time_to_first_token = output.metrics.first_token_latency
-            if output.metrics.is_corrupted:
-                usage.not_finite = True
-                raise NotFinite
-        said = sum(len(choice.token_ids) for choice in output.outputs)
-        new = said if self._kind is RequestOutputKind.DELTA else said - self._spoken
-        self._spoken = said
-        usage.completion_tokens += new
+            self._read_first(output)
+        if output.metrics.is_corrupted:
+            self._usage.not_finite = True
+            raise NotFinite
+        new = 0
+        for choice in output.outputs:
+            new += len(choice.token_ids)
+        if not self._deltas:
+            new, self._spoken = new - self._spoken, new
+        self._usage.completion_tokens += new
         return new
+
+    def _read_first(self, output: RequestOutput) -> None:
+        self._first = False
+        self._usage.prompt_tokens += len(output.prompt_token_ids or ())
+        if self._usage.time_to_first_token is None:
+            self._usage.time_to_first_token = output.metrics.first_token_latency
 
 
 def _warm(directory: Path) -> None:

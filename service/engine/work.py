@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +12,7 @@ import anyio
 from service.errors import TimedOut
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
     from service.engine.port import Call, EngineAdapter, Usage
 
@@ -54,23 +54,24 @@ class Work:
             async with asyncio.timeout_at(self._ends):
                 yield
         except TimeoutError:
-            raise TimedOut(self._timeout or 0.0) from None
+            raise self._timed_out() from None
 
-    def add(self, outputs: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """Keep track of one prompt's outputs until they end."""
-        ended = asyncio.Event()
+    @contextmanager
+    def alarm(self, ring: Callable[[Exception], None]) -> Iterator[None]:
+        """Around many waits: one timer for all of them. Calls `ring` with TimedOut when the request's time is up."""
+        if self._ends is None:
+            yield
+            return
+        timer = asyncio.get_running_loop().call_at(self._ends, lambda: ring(self._timed_out()))
+        try:
+            yield
+        finally:
+            timer.cancel()
 
-        async def followed() -> AsyncGenerator[T, None]:
-            try:
-                async for output in outputs:
-                    yield output
-            finally:
-                await outputs.aclose()
-                ended.set()
-
-        following = followed()
-        self._running[following] = ended
-        return following
+    def add(self, outputs: AsyncGenerator[T, None], ended: asyncio.Event) -> AsyncGenerator[T, None]:
+        """Keep track of one prompt's outputs, which set `ended` when they are done."""
+        self._running[outputs] = ended
+        return outputs
 
     async def close(self) -> None:
         """End what still runs; returns when the engine has been told."""
@@ -82,6 +83,9 @@ class Work:
                     continue
                 await ended.wait()
         self._running.clear()
+
+    def _timed_out(self) -> TimedOut:
+        return TimedOut(self._timeout or 0.0)
 
 
 current: ContextVar[Work] = ContextVar("loradock_work")

@@ -98,10 +98,7 @@ class Gate:
 
     def spoke(self, ticket: Ticket, tokens: int) -> None:
         """See Pass."""
-        freed = self._budget.tokens_in_flight
-        self._budget.spoke(ticket, tokens)
-        freed -= self._budget.tokens_in_flight
-        if freed:
+        if freed := self._budget.spoke(ticket, tokens):
             self._read(freed)
             self._turn()
 

@@ -85,12 +85,14 @@ class Budget:
             entered.append(ticket)
         return entered
 
-    def spoke(self, ticket: Ticket, tokens: int) -> None:
-        """It has generated so many more tokens; with the first its prompt has been read."""
+    def spoke(self, ticket: Ticket, tokens: int) -> int:
+        """It has generated so many more tokens; with the first its prompt has been read. Returns what that frees."""
         self._served[ticket.lane] += tokens
-        if ticket.id in self._reading:
-            self._reading.discard(ticket.id)
-            self.tokens_in_flight -= ticket.tokens
+        if ticket.id not in self._reading:
+            return 0
+        self._reading.discard(ticket.id)
+        self.tokens_in_flight -= ticket.tokens
+        return ticket.tokens
 
     def leave(self, ticket: Ticket) -> None:
         """It is done, or gives up, waiting or entered."""

@@ -18,7 +18,7 @@ from service.engine.port import Call, Usage
 from service.errors import LoradockError, Rejected, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterable, AsyncIterator
 
     from service.engine.port import Engine, EngineAdapter, Reply
     from service.engine.residency import Residency
@@ -132,7 +132,7 @@ def _cancelled() -> bool:
     return anyio.current_effective_deadline() == -math.inf
 
 
-async def _close(stream: AsyncIterator[str]) -> None:
+async def _close(stream: AsyncIterable[str]) -> None:
     """End a stream, also in a cancelled scope, where every await would be cancelled again."""
     aclose = getattr(stream, "aclose", None)
     if aclose is not None:

@@ -1,0 +1,37 @@
+"""vLLM's series, written many steps at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+STEPS = 16
+"""After so many, so that nobody waits for a long list when the series are read."""
+
+
+class Ledger(PrometheusStatLogger):  # type: ignore[misc]  # vLLM's types are not followed
+    """What vLLM records of each step, in the order it happened.
+
+    A step finds the sixty counters outside of the processor's caches, where the weights have just passed; in one go
+    they are fetched once for many steps. Whoever reads the series writes first.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._steps: deque[tuple[tuple[Any, ...], dict[str, Any]]] = deque()
+        super().__init__(*args, **kwargs)
+
+    def record(self, *args: Any, **kwargs: Any) -> None:
+        """Note one step."""
+        self._steps.append((args, kwargs))
+        if len(self._steps) >= STEPS:
+            self.write()
+
+    def write(self) -> None:
+        """Bring the series up to date; may be called from any thread."""
+        with suppress(IndexError):
+            while True:
+                args, kwargs = self._steps.popleft()
+                super().record(*args, **kwargs)
