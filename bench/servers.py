@@ -25,6 +25,8 @@ STOP_SECONDS = 60
 OURS = {
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
     "TORCH_COMPILE_DISABLE": "1",
+    "OMP_WAIT_POLICY": "ACTIVE",
+    "GOMP_SPINCOUNT": "1000000",
     "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
 }
 """The variables that `service/engine/arguments.py` sets on a CPU, beside what changes no figure."""

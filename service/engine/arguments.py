@@ -111,6 +111,11 @@ def prepare_environment(log_level: str) -> None:
     if current_platform.is_cpu():
         # The API process needs little; a core kept for it would be a core lost to the engine.
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+        # A step is hundreds of short products. OpenMP's threads wait for the next one where they are, as long as a
+        # step may pause (a million turns are about 10 ms): to sleep and be woken costs more than the product. Left to
+        # itself OpenMP shortens that to microseconds once it counts more threads than cores.
+        os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000000")
         # With LoRA vLLM compiles no model on a CPU; what is left of it wants a C++ compiler at the first logprobs.
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     if allowed := os.environ.get("VLLM_PLUGINS"):

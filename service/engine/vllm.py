@@ -21,6 +21,7 @@ from vllm.envs import enable_envs_cache
 from vllm.exceptions import VLLMError
 from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
 from vllm.renderers.inputs.preprocess import extract_prompt_len
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
@@ -52,6 +53,9 @@ STOP_SECONDS = 15.0
 """What the engine's processes get to end by themselves before they are killed."""
 
 READ_POLL_SECONDS = 0.02
+
+LEAST_URGENT = 19
+"""The lowest of Linux's priorities."""
 
 CANARY_TOKENS = 4
 CANARY_SALT = "loradock-canary"
@@ -166,6 +170,8 @@ class VllmEngine:
         except RuntimeError as error:
             raise ConfigurationError("The engine did not start; its own log above says why.") from error
         self._llm.gate = self._gate
+        if current_platform.is_cpu():
+            self._give_workers_way()
         await self._demand_guards()
         self._layer = OpenAILayer(self._llm, self._args, self._served)
         await self._layer.wire()
@@ -273,6 +279,11 @@ class VllmEngine:
             if refusals := [answer for answer in answers if isinstance(answer, str)]:
                 raise ValueError(refusals[0])
             waiting = not all(answers)
+
+    def _give_workers_way(self) -> None:
+        """The scheduler waits for its workers in a busy loop on the cores they compute on; there it comes second."""
+        for process in self._llm.engine_core.resources.engine_manager.processes:
+            os.setpriority(os.PRIO_PROCESS, cast("int", process.pid), LEAST_URGENT)
 
     async def _demand_guards(self) -> None:
         for guards in await self._llm.collective_rpc("loradock_guards"):

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from service.engine.cpu_lora.step import NOTHING
+
 if TYPE_CHECKING:
     from service.engine.cpu_lora.errand import Rows
     from service.engine.cpu_lora.form import Form
     from service.engine.cpu_lora.kind import Kind
     from service.engine.cpu_lora.products import Products
-    from service.engine.cpu_lora.step import Route, Step
+    from service.engine.cpu_lora.step import Step
     from service.engine.cpu_lora.weights import Weights
 
 
@@ -52,7 +54,7 @@ class Layer:
         self._weights: dict[int, Weights] = {}
         self._forms: dict[int, Form] = {}
         self._arenas: dict[Form, Arena] = {}
-        self._route: Route | None = None
+        self._route = NOTHING
         self._step: Step | None = None
 
     def put(self, slot: int, weights: Weights | None) -> None:

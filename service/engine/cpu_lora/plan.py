@@ -24,6 +24,7 @@ READ = 10
 CALL = 3_500_000
 """What a batch costs before it multiplies anything, in multiplications."""
 
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One product over neighbouring slots, as many rows deep for each."""

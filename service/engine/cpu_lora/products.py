@@ -24,7 +24,7 @@ class Products(Protocol):
         """A slot's weights [outputs, inputs] as `multiply` wants them, in the same shape."""
 
     def multiply(self, out: torch.Tensor, x: torch.Tensor, packed: torch.Tensor) -> None:
-        """out [slots, rows, outputs] = x [slots, rows, inputs] times the packed weights, transposed."""
+        """Set out [slots, rows, outputs] to x [slots, rows, inputs] times the packed weights, transposed."""
 
 
 class Vnni:

@@ -27,6 +27,9 @@ class Route:
     """Slots that go by themselves, with their rows."""
 
 
+NOTHING = Route((), ())
+
+
 class Step:
     """Which rows belong to which slot. A step is as good as the next while the same rows belong to the same slots."""
 

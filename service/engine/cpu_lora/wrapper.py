@@ -30,6 +30,7 @@ log = init_logger(__name__)
 ASKED_OF_LAYERS = ("apply", "set_lora", "reset_lora", "slice_lora_a", "slice_lora_b", "_apply_lora_to_output")
 """What vLLM 0.32's linear layers have and we call or stand in for."""
 
+
 class CpuLora(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM's types are not followed
     """Stands in for vLLM's wrapper on the CPU: rows are sorted by adapter once a step, for all layers."""
 
