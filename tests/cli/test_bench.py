@@ -150,7 +150,11 @@ async def test_ctrl_c_ends_it_with_the_rounds_that_are_whole(tmp_path: Path) -> 
         words = ["--url", server.url, *map(str, SMALL), "--rounds", "100000", "--json", str(tmp_path / "out.json")]
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "service", "bench", *words, stdout=pipe, stderr=pipe
+            *(sys.executable, "-m", "service", "bench", *words),
+            stdout=pipe,
+            stderr=pipe,
+            # Who runs tests in the background has them ignore it, and children would too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         await a_round_is_over.wait()
         process.send_signal(signal.SIGINT)

@@ -57,6 +57,7 @@ class Layer:
         self._route = NOTHING
         self._step: Step | None = None
 
+    @torch.inference_mode()  # what a step makes can't be written outside of its mode, where proofs fill slots too
     def put(self, slot: int, weights: Weights | None) -> None:
         """What is in a slot from now on; None is nothing."""
         self._step = None

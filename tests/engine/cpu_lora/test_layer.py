@@ -153,8 +153,25 @@ def test_ten_thousand_activations_leave_memory_as_it_was() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
 
 
+def test_slots_are_filled_within_steps_and_between_them() -> None:
+    """vLLM's steps run in inference mode, whose tensors can't be written elsewhere; a proof fills a slot elsewhere."""
+    import torch
+
+    from service.engine.cpu_lora.layer import Layer
+    from service.engine.cpu_lora.weights import Weights
+
+    shape = kind("bfloat16", packed=True)
+    layer = Layer(shape)
+    for slot, within in enumerate((True, False, True)):
+        with torch.inference_mode(within):
+            layer.put(slot, Weights.of(shape, *drawn((16, 4, 8), slot, shape.dtype)))
+        assert layer.arrived(slot) == 3
+
+
 def test_arrival_is_proven_by_what_is_in_the_slot() -> None:
     """Slices count once each; none does when the slot holds something else than was put there."""
+    import torch
+
     from service.engine.cpu_lora.layer import Layer
     from service.engine.cpu_lora.weights import Weights
 
@@ -166,7 +183,8 @@ def test_arrival_is_proven_by_what_is_in_the_slot() -> None:
     layer.put(2, weights)
     assert layer.arrived(2) == 2
     assert layer.arrived(1) == 0
-    layer._arenas[weights.form]._a[2].zero_()
+    with torch.inference_mode():
+        layer._arenas[weights.form]._a[2].zero_()
     assert layer.arrived(2) == 0
 
 
