@@ -198,15 +198,21 @@ def size(machine: Machine, settings: Settings, base: Base, known: Known) -> Sizi
     """The engine's sizes for this machine, base and registry. Raises ConfigurationError."""
     wishes = Wishes(settings.max_loras, settings.max_cpu_loras, settings.max_lora_rank)
     try:
-        return choose(machine, wishes, bytes_per_rank(base), known)
+        return choose(machine, wishes, bytes_per_rank(base, machine), known)
     except ValueError as error:
         raise ConfigurationError(f"--max-lora-rank: {error}") from None
 
 
-def bytes_per_rank(base: Base) -> int:
-    """Memory one adapter takes for each unit of rank: a row of A and a column of B, two bytes a number."""
+def bytes_per_rank(base: Base, machine: Machine) -> int:
+    """Memory one adapter takes for each unit of rank: a row of A and a column of B, two bytes a number.
+
+    On a CPU B is kept twice, packed for few rows and as it was loaded for many.
+    """
+    copies = 1 if machine.accelerator else 2
     return 2 * sum(
-        outputs + inputs for path, (outputs, inputs) in base.modules.items() if last_name(path) not in NEVER_ADAPTED
+        copies * outputs + inputs
+        for path, (outputs, inputs) in base.modules.items()
+        if last_name(path) not in NEVER_ADAPTED
     )
 
 

@@ -57,20 +57,24 @@ class Layer:
         self._route = NOTHING
         self._step: Step | None = None
 
-    @torch.inference_mode()  # what a step makes can't be written outside of its mode, where proofs fill slots too
     def put(self, slot: int, weights: Weights | None) -> None:
         """What is in a slot from now on; None is nothing."""
         self._step = None
         self._weights.pop(slot, None)
         left = self._forms.pop(slot, None)
         if weights is not None:
+            self._write(slot, weights)
+        if left is not None and left not in self._forms.values():
+            del self._arenas[left]
+
+    def _write(self, slot: int, weights: Weights) -> None:
+        # What a step makes can't be written outside of its inference mode, where proofs fill slots too.
+        with torch.inference_mode():
             if weights.form not in self._arenas:
                 self._arenas[weights.form] = Arena(self.kind, weights.form)
             self._arenas[weights.form].write(slot, weights)
-            self._weights[slot] = weights
-            self._forms[slot] = weights.form
-        if left is not None and left not in self._forms.values():
-            del self._arenas[left]
+        self._weights[slot] = weights
+        self._forms[slot] = weights.form
 
     def arrived(self, slot: int) -> int:
         """How many slices of the layer have weights of the adapter in this slot that aren't all zero."""

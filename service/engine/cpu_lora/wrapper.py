@@ -30,6 +30,9 @@ log = init_logger(__name__)
 ASKED_OF_LAYERS = ("apply", "set_lora", "reset_lora", "slice_lora_a", "slice_lora_b", "_apply_lora_to_output")
 """What vLLM 0.32's linear layers have and we call or stand in for."""
 
+MATRIX = 2
+"""Dimensions of rows and columns."""
+
 
 class CpuLora(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM's types are not followed
     """Stands in for vLLM's wrapper on the CPU: rows are sorted by adapter once a step, for all layers."""
@@ -102,7 +105,8 @@ class Fitted:
         step = self._module.punica_wrapper.step
         if step.rows:
             # vLLM's transformers backend has a batch dimension around the rows.
-            self.layer.add(output.view(-1, output.shape[-1]), x.reshape(-1, x.shape[-1]), step)
+            rows, inputs = (output, x) if x.dim() == MATRIX else (output.flatten(0, 1), x.flatten(0, 1))
+            self.layer.add(rows, inputs, step)
         return output
 
 
