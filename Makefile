@@ -73,6 +73,8 @@ format: install ## Format the code and repair what ruff can
 bench: demo ## Measure throughput, swaps, kills, floods and loads beside vLLM's own server, and merging beside PEFT
 	@$(BIN)/python bench/side_by_side.py --base $(BASE) --adapter adapters/pirate --rows $(ROWS)
 	@$(BIN)/python bench/registrations.py --base $(BASE) --adapter adapters/pirate --servers loradock,vllm-same
+	@$(BIN)/python bench/lora_step.py
+	@$(BIN)/python bench/front_end.py --base $(BASE) --servers loradock,vllm-same --minutes 10
 	@$(BIN)/python bench/swaps.py --base $(BASE) --adapters adapters
 	@$(BIN)/python bench/cold_loads.py --base $(BASE) --servers loradock,vllm-same
 	@$(BIN)/python bench/flood.py --base $(BASE) --adapter adapters/pirate --servers loradock,vllm-same

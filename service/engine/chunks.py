@@ -15,7 +15,7 @@ from json.encoder import encode_basestring as quoted
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
 NOTHING_ELSE = re.compile(r'\}?(,"\w+":null)*\}\]\}\n\n')
 """How a plain chunk goes on after its text."""
@@ -74,7 +74,7 @@ class Turns:
         self.text = choice.text
         return item
 
-    async def fill(self, mould: Mould) -> AsyncIterator[str]:
+    async def fill(self, mould: Mould) -> AsyncGenerator[str, None]:
         """Our turn: chunks up to the first output or error that vLLM's generator has to see."""
         output_of, skip = self._output_of, self._skipped.extend
         try:
@@ -89,7 +89,9 @@ class Turns:
             self._next = error
 
 
-async def stream(generator: Callable[[Turns], AsyncGenerator[str, None]], turns: Turns, key: str) -> AsyncIterator[str]:
+async def stream(
+    generator: Callable[[Turns], AsyncGenerator[str, None]], turns: Turns, key: str
+) -> AsyncGenerator[str, None]:
     """The chunks of a stream of one choice; `generator` is vLLM's, `key` stands before the text in its chunks."""
     async with aclosing(generator(turns)) as theirs:
         mould = None
@@ -98,7 +100,8 @@ async def stream(generator: Callable[[Turns], AsyncGenerator[str, None]], turns:
             if turns.text is not None and (mould := Mould.of(chunk, key, turns.text)):
                 break
         if mould:
-            async for chunk in turns.fill(mould):
-                yield chunk
+            async with aclosing(turns.fill(mould)) as ours:
+                async for chunk in ours:
+                    yield chunk
             async for chunk in theirs:
                 yield chunk
