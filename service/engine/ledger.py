@@ -15,8 +15,8 @@ STEPS = 16
 class Ledger(PrometheusStatLogger):  # type: ignore[misc]  # vLLM's types are not followed
     """What vLLM records of each step, in the order it happened.
 
-    A step finds the sixty counters outside of the processor's caches, where the weights have just passed; in one go
-    they are fetched once for many steps. Whoever reads the series writes first.
+    Sixty counters are touched once in many steps and not in each, between which the weights pass through the
+    processor's caches. Whoever reads the series writes first.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
