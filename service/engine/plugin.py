@@ -23,6 +23,9 @@ MARKER = "_LORADOCK_ISOLATE"
 END = signal.SIGUSR1
 """From the service to the engine's process: what SIGTERM means elsewhere."""
 
+LEAST_URGENT = 19
+"""The lowest priority Linux has, for what must not take the cores from a step. Linux keeps one for each thread."""
+
 ORPHAN_CHECK_SECONDS = 1.0
 
 

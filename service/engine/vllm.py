@@ -54,9 +54,6 @@ STOP_SECONDS = 15.0
 
 READ_POLL_SECONDS = 0.02
 
-LEAST_URGENT = 19
-"""The lowest of Linux's priorities."""
-
 CANARY_TOKENS = 4
 CANARY_SALT = "loradock-canary"
 """Keeps the canary's blocks out of every client's prefix cache."""
@@ -283,7 +280,7 @@ class VllmEngine:
     def _give_workers_way(self) -> None:
         """The scheduler waits for its workers in a busy loop on the cores they compute on; there it comes second."""
         for process in self._llm.engine_core.resources.engine_manager.processes:
-            os.setpriority(os.PRIO_PROCESS, cast("int", process.pid), LEAST_URGENT)
+            os.setpriority(os.PRIO_PROCESS, cast("int", process.pid), plugin.LEAST_URGENT)
 
     async def _demand_guards(self) -> None:
         for guards in await self._llm.collective_rpc("loradock_guards"):

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from vllm.lora.request import LoRARequest
 
-LEAST_URGENT = 19
-"""Linux schedules threads by niceness one by one."""
+from service.engine.plugin import LEAST_URGENT
 
 
 def _give_way() -> None:
