@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
 from typing import Any
 
 from vllm.v1.metrics.loggers import PrometheusStatLogger
@@ -31,7 +30,9 @@ class Ledger(PrometheusStatLogger):  # type: ignore[misc]  # vLLM's types are no
 
     def write(self) -> None:
         """Bring the series up to date; may be called from any thread."""
-        with suppress(IndexError):
-            while True:
+        while True:
+            try:
                 args, kwargs = self._steps.popleft()
-                super().record(*args, **kwargs)
+            except IndexError:
+                return
+            super().record(*args, **kwargs)
